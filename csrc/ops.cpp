@@ -1,0 +1,38 @@
+// The operators of fastreg: their schemas, and nothing else. Implementations are registered by csrc/cpu and
+// csrc/cuda, autograd formulas and fake kernels by fastreg/ops.
+#include <torch/library.h>
+
+// Tensors. rng_state: int64[2], (seed, offset) read as unsigned. strides: the dense strides in whose memory order the
+// elements are numbered, default those of empty_like(input). index_map: (first, row, row_stride), element j of the
+// tensor is element first + (j div row) * row_stride + j mod row of the stream, default (0, numel, 0).
+// stats: [3, C] in fp32 (fp64 for fp64 input): centre, mean - centre, 1 / sqrt(var + eps).
+TORCH_LIBRARY(fastreg, m) {
+  // Pure: the mask is a function of rng_state. Its own backward: grad_input = dropout(grad_output) with the strides
+  // of the forward output.
+  m.def("dropout(Tensor input, float p, Tensor rng_state, SymInt[]? strides=None, SymInt[]? index_map=None) -> Tensor",
+        {at::Tag::needs_exact_strides});
+  m.def("dropout_(Tensor(a!) input, float p, Tensor rng_state, SymInt[]? index_map=None) -> ()",
+        {at::Tag::needs_exact_strides});
+  // Draw rng_state from the device's generator and apply it, in one launch. Return the state that was used.
+  m.def("dropout_seeded(Tensor input, float p, SymInt[]? index_map=None) -> (Tensor output, Tensor rng_state)",
+        {at::Tag::needs_exact_strides, at::Tag::nondeterministic_seeded});
+  m.def("dropout_seeded_(Tensor(a!) input, float p, SymInt[]? index_map=None) -> Tensor",
+        {at::Tag::needs_exact_strides, at::Tag::nondeterministic_seeded});
+
+  // momentum=None: cumulative average, 1 / (num_batches_tracked + 1). num_batches_tracked is incremented.
+  m.def(
+      "batch_norm_train(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps) "
+      "-> (Tensor output, Tensor stats)");
+  m.def(
+      "batch_norm_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, "
+      "float eps) -> Tensor");
+  // output_mask: which of (grad_input, grad_weight, grad_bias) to compute; the others come back as empty tensors.
+  m.def(
+      "batch_norm_train_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor stats, "
+      "bool[3] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "batch_norm_eval_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor running_mean, "
+      "Tensor running_var, float eps, bool[3] output_mask) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+}
