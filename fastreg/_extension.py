@@ -1,0 +1,95 @@
+"""Loading of fastreg._C, the compiled operators, and what the environment says about it.
+
+    FASTREG_DISABLE=1         do not load it: everything runs in torch's own functions
+    FASTREG_EXPECT=cpu|cuda   a backend that is missing is an ImportError ("cuda": built and loaded; no GPU is needed)
+"""
+
+import importlib
+import importlib.util
+import mmap
+import os
+import re
+import warnings
+from pathlib import Path
+
+import torch
+
+REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps"
+
+
+def _built_for(path):
+    """The torch version that the extension at path was compiled against, read without loading it; None if unknown."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        match = re.search(rb"fastreg\._C was built for torch ([\w.+]+)", content)
+        return match[1].decode() if match else None
+
+
+def _load(path, torch_version):
+    """(module, None), or (None, why the extension at path cannot be used); path is None where there is none."""
+    if path is None:
+        return None, "the compiled extension is not there (it was installed without a C++ compiler, or not built)"
+    built_for = _built_for(path)
+    if built_for is None or built_for.split("+")[0] != torch_version.split("+")[0]:
+        return None, f"the extension was built for torch {built_for}, but torch {torch_version} is installed"
+    try:
+        return importlib.import_module("fastreg._C"), None
+    except ImportError as error:
+        return None, f"the extension built for torch {built_for} does not load with torch {torch_version} ({error})"
+
+
+def _missing(expected, info):
+    """What FASTREG_EXPECT asks for and build_info() lacks, or None."""
+    if expected not in ("", "cpu", "cuda"):
+        return f"FASTREG_EXPECT must be cpu or cuda, got {expected!r}"
+    if expected and expected not in info["backends"]:
+        return f"FASTREG_EXPECT={expected}, but the backends are {info['backends']}"
+    return None
+
+
+def _find():
+    spec = importlib.util.find_spec("fastreg._C")
+    return Path(spec.origin) if spec else None
+
+
+def _describe(module):
+    if module is None:
+        return {"backends": []}
+    info = module.build_info()
+    return {"backends": ["cpu", "cuda"] if info["cuda"] else ["cpu"], **info}
+
+
+_DISABLED = os.environ.get("FASTREG_DISABLE", "0") not in ("", "0")
+_module, _problem = (None, "FASTREG_DISABLE is set") if _DISABLED else _load(_find(), torch.__version__)
+_info = _describe(_module)
+
+if not _DISABLED:
+    remedy = f"To build it, go to fastreg's source folder and run:  {REINSTALL} ."
+    if missing := _missing(os.environ.get("FASTREG_EXPECT", ""), _info):
+        raise ImportError(f"fastreg: {missing}: {_problem}. {remedy}" if _problem else f"fastreg: {missing}. {remedy}")
+    if _problem:
+        warnings.warn(f"fastreg: {_problem}; slow fallbacks are used. {remedy}", stacklevel=2)
+
+
+def disabled() -> bool:
+    """Whether FASTREG_DISABLE sends everything to torch's own functions."""
+    return _DISABLED
+
+
+def available(device_type: str) -> bool:
+    """Whether compiled kernels for tensors on this type of device ("cpu", "cuda") are loaded."""
+    return device_type in _info["backends"]
+
+
+def build_info() -> dict:
+    """How the extension was built.
+
+    Returns:
+        dict: ``backends``, the list of compiled backends (empty without the extension), and with the extension
+        ``torch``, ``compiler``, ``cpp_standard``, ``cuda`` and ``cuda_architectures`` (the last two None without CUDA).
+    """
+    return dict(_info)
+
+
+def problem() -> str | None:
+    """Why the extension is not in use, or None."""
+    return _problem
