@@ -1,0 +1,23 @@
+// The kernels of one instruction set as tables. Included last by each csrc/cpu/isa/*.cpp.
+#pragma once
+
+#include "batch_norm.inl"
+#include "dropout.inl"
+
+namespace fastreg::cpu::FASTREG_ISA {
+
+template <class T>
+const Kernels<T>& table() {
+  static constexpr Kernels<T> kTable = {
+      dropout<T>,          moments_planes<T>, moments_rows<T>,      normalize_planes<T>, normalize_rows<T>,
+      grad_sums_planes<T>, grad_sums_rows<T>, grad_input_planes<T>, grad_input_rows<T>,
+  };
+  return kTable;
+}
+
+template const Kernels<float>& table<float>();
+template const Kernels<double>& table<double>();
+template const Kernels<half>& table<half>();
+template const Kernels<bfloat16>& table<bfloat16>();
+
+}  // namespace fastreg::cpu::FASTREG_ISA

@@ -1,0 +1,69 @@
+// The CPU kernels, free of torch: one table of functions per element type, compiled once per instruction set.
+// Each function works through a range in one thread; csrc/cpu/*.cpp divide the work.
+#pragma once
+
+#include "../kernels/dropout_stream.h"
+#include "../kernels/types.h"
+
+namespace fastreg::cpu {
+
+struct DropoutArguments {
+  RandomState state;
+  DropThreshold threshold;
+  double scale;
+  IndexMap map;
+};
+
+// Per-channel coefficients, each an array of `channels`. x stands for an input element of the channel.
+// Forward: y = ((x - centre) - delta) * scale + shift.
+template <class C>
+struct ForwardCoefficients {
+  const C *centre, *delta, *scale, *shift;
+};
+// Backward: dx = (dy - mean_dy - ((x - centre) - delta) * slope) * scale.
+template <class C>
+struct BackwardCoefficients {
+  const C *centre, *delta, *scale, *mean_dy, *slope;
+};
+
+// Contiguous layout: [planes, channels, size]. Element e of a channel is element e mod size of plane e div size.
+struct Planes {
+  int64_t channels, size;
+};
+
+// All sums are taken in double. In the "rows" functions x is [rows, channels], the channels-last layout, and sums
+// is [2, channels]; the range is of rows. In the "planes" functions the range is of elements of one channel.
+template <class T>
+struct Kernels {
+  using C = compute_t<T>;
+
+  void (*dropout)(const T* x, T* y, int64_t begin, int64_t end, const DropoutArguments&);
+
+  // sums = (sum of x - centre, sum of (x - centre)^2)
+  void (*moments_planes)(const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double centre, double* sums);
+  void (*moments_rows)(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums);
+  void (*normalize_planes)(const T* x, T* y, Planes, int64_t channel, int64_t begin, int64_t end,
+                           const ForwardCoefficients<C>&);
+  void (*normalize_rows)(const T* x, T* y, int64_t channels, int64_t begin, int64_t end,
+                         const ForwardCoefficients<C>&);
+
+  // sums = (sum of dy, sum of dy * (x - mean))
+  void (*grad_sums_planes)(const T* dy, const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double mean,
+                           double* sums);
+  void (*grad_sums_rows)(const T* dy, const T* x, int64_t channels, int64_t begin, int64_t end, const double* mean,
+                         double* sums);
+  void (*grad_input_planes)(const T* dy, const T* x, T* dx, Planes, int64_t channel, int64_t begin, int64_t end,
+                            const BackwardCoefficients<C>&);
+  void (*grad_input_rows)(const T* dy, const T* x, T* dx, int64_t channels, int64_t begin, int64_t end,
+                          const BackwardCoefficients<C>&);
+};
+
+// The kernels for the instruction set in use: the best that the machine has, or less if ATEN_CPU_CAPABILITY
+// (default, avx2, avx512) says so. Chosen once.
+template <class T>
+const Kernels<T>& kernels();
+
+// The name of the instruction set in use: "baseline", "avx2" or "avx512".
+const char* instruction_set();
+
+}  // namespace fastreg::cpu

@@ -1,0 +1,76 @@
+// The dropout stream: which elements a call drops, as a pure function of the random state and the element's index.
+// The same on every device. Defined in terms of blocks of 8 elements:
+//   block b, call c  ->  Philox4x32-10, key = seed, counter = (c, b): 128 bits, eight 16-bit draws u[0..8)
+//   element 8b + s is dropped  iff  2^16 u[s] + v[s] < T,  v the draws of call c + 1,  T = floor(p 2^32 + 1/2).
+// v matters only where u[s] equals T's high half (probability 2^-16), so it is computed only then.
+#pragma once
+
+#include "philox.h"
+
+namespace fastreg {
+
+constexpr int kBlockElements = 8;  // elements per Philox call
+constexpr int kStateAdvance = 8;   // how far one call moves a generator's offset: two Philox calls of four draws
+
+// The random state of one dropout call.
+struct RandomState {
+  uint64_t seed;
+  uint64_t offset;
+};
+
+// Where a tensor's elements stand in the stream: element j is element first + (j div row) row_stride + j mod row.
+struct IndexMap {
+  int64_t first, row, row_stride;
+
+  FASTREG_HD uint64_t operator()(int64_t j) const {
+    const uint64_t i = uint64_t(j), r = uint64_t(row);
+    if (i < r) return uint64_t(first) + i;
+    return uint64_t(first) + i / r * uint64_t(row_stride) + i % r;
+  }
+};
+
+// The probability of dropping, in units of 2^-32.
+struct DropThreshold {
+  uint32_t high;  // 0 .. 2^16: 2^16 means that every element is dropped
+  uint32_t low;   // 0 .. 2^16 - 1
+};
+
+inline DropThreshold drop_threshold(double p) {
+  const uint64_t t = uint64_t(p * 4294967296.0 + 0.5);
+  return DropThreshold{uint32_t(t >> 16), uint32_t(t & 0xFFFFu)};
+}
+
+// What kept elements are multiplied with. All elements are dropped where p rounds to 1: any finite value does.
+inline double keep_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
+
+FASTREG_HD uint32_t draw(const PhiloxWords& words, int slot) {
+  return (words.word[slot / 2] >> (16 * (slot % 2))) & 0xFFFFu;
+}
+
+// Bit s is set where element 8 block + s is kept.
+FASTREG_HD uint32_t keep_bits(uint64_t block, RandomState state, DropThreshold threshold) {
+  const uint64_t call = state.offset / 4;
+  const PhiloxWords words = philox(call, block, state.seed);
+  uint32_t keep = 0, tie = 0;
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int slot = 0; slot < kBlockElements; ++slot) {
+    const uint32_t u = draw(words, slot);
+    keep |= uint32_t(u >= threshold.high) << slot;
+    tie |= uint32_t(u == threshold.high) << slot;
+  }
+  if (tie != 0) {
+    const PhiloxWords second = philox(call + 1, block, state.seed);
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+    for (int slot = 0; slot < kBlockElements; ++slot) {
+      const uint32_t dropped = (tie >> slot) & uint32_t(draw(second, slot) < threshold.low);
+      keep &= ~(dropped << slot);
+    }
+  }
+  return keep;
+}
+
+}  // namespace fastreg

@@ -1,0 +1,37 @@
+// Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+#pragma once
+
+#include "portable.h"
+
+namespace fastreg {
+
+constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u, kPhiloxMultiplier1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u, kPhiloxKeyStep1 = 0xBB67AE85u;
+constexpr int kPhiloxRounds = 10;
+
+struct PhiloxWords {
+  uint32_t word[4];
+};
+
+// The 128 random bits of counter (low half, high half) under a 64-bit key.
+FASTREG_HD PhiloxWords philox(uint64_t counter_low, uint64_t counter_high, uint64_t key) {
+  uint32_t c0 = uint32_t(counter_low), c1 = uint32_t(counter_low >> 32);
+  uint32_t c2 = uint32_t(counter_high), c3 = uint32_t(counter_high >> 32);
+  uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
+#if defined(__CUDACC__)
+#pragma unroll
+#endif
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint64_t product0 = uint64_t(kPhiloxMultiplier0) * c0;
+    const uint64_t product1 = uint64_t(kPhiloxMultiplier1) * c2;
+    c0 = uint32_t(product1 >> 32) ^ c1 ^ k0;
+    c1 = uint32_t(product1);
+    c2 = uint32_t(product0 >> 32) ^ c3 ^ k1;
+    c3 = uint32_t(product0);
+    k0 += kPhiloxKeyStep0;
+    k1 += kPhiloxKeyStep1;
+  }
+  return PhiloxWords{{c0, c1, c2, c3}};
+}
+
+}  // namespace fastreg
