@@ -25,7 +25,6 @@ py::dict build_info() {
   py::dict info;
   info["torch"] = std::string(kBuiltFor).substr(sizeof("fastreg._C was built for torch ") - 1);
   info["compiler"] = kCompiler;
-  info["cpp_standard"] = __cplusplus / 100 % 100;
 #if defined(FASTREG_WITH_CUDA)
   info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   info["cuda_architectures"] = FASTREG_CUDA_ARCHITECTURES;

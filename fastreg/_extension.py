@@ -85,7 +85,7 @@ def build_info() -> dict:
 
     Returns:
         dict: ``backends``, the list of compiled backends (empty without the extension), and with the extension
-        ``torch``, ``compiler``, ``cpp_standard``, ``cuda`` and ``cuda_architectures`` (the last two None without CUDA).
+        ``torch``, ``compiler``, ``cuda`` and ``cuda_architectures`` (the last two None without the CUDA backend).
     """
     return dict(_info)
 

@@ -1,0 +1,70 @@
+"""python -m fastreg: what is installed, what is compiled, and what to do where something is missing."""
+
+import platform
+import re
+from importlib import metadata
+
+import torch
+
+from fastreg import _extension
+
+
+def runs_on(architectures, capability):
+    """Whether code for architectures, such as "8.0 9.0+PTX", runs on a GPU of this capability, such as (9, 0)."""
+    for major, minor, ptx in re.findall(r"(\d+)\.(\d)a?(\+PTX)?", architectures):
+        built = (int(major), int(minor))
+        if built <= capability and (ptx or built[0] == capability[0]):
+            return True
+    return re.search(r"\d", architectures) is None  # a family's name, "native": torch's to interpret
+
+
+def advice(info, problem, torch_cuda, gpus):
+    """What is missing and what to do about it, one sentence each.
+
+    info, problem: build_info() and problem(); torch_cuda: torch.version.cuda; gpus: (name, capability) of each GPU.
+    """
+    rebuild = f"in fastreg's source folder: {_extension.REINSTALL} ."
+    if problem:
+        return [f"{problem}. With a C++ compiler installed, run {rebuild}"]
+    if torch_cuda and not info["cuda"]:
+        return [
+            f"torch is built for CUDA {torch_cuda}, fastreg without CUDA: CUDA tensors take slow fallbacks. "
+            f"With the toolkit of CUDA {torch_cuda} (nvcc) installed, run {rebuild}"
+        ]
+    return [
+        f"{name} (sm_{major}{minor}) is not among the architectures compiled for. "
+        f'With TORCH_CUDA_ARCH_LIST="{major}.{minor}", run {rebuild}'
+        for name, (major, minor) in gpus
+        if not runs_on(info["cuda_architectures"], (major, minor))
+    ]
+
+
+def report(info, problem, gpus):
+    """The lines to print."""
+    try:
+        version = metadata.version("fastreg")
+    except metadata.PackageNotFoundError:
+        version = "not installed, used from its source folder"
+    rows = {
+        "fastreg": version,
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
+        "GPUs": ", ".join(name for name, _ in gpus) or "none",
+        "backends": ", ".join(info["backends"]) or "none: everything runs in PyTorch's own functions",
+        "built for torch": info.get("torch"),
+        "compiler": info.get("compiler"),
+        "nvcc": info.get("cuda"),
+        "architectures": info.get("cuda_architectures"),
+    }
+    lines = [f"{name:<16} {value}" for name, value in rows.items() if value]
+    return lines + [f"\n! {sentence}" for sentence in advice(info, problem, torch.version.cuda, gpus)]
+
+
+def main():
+    indices = range(torch.cuda.device_count())
+    gpus = [(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in indices]
+    print("\n".join(report(_extension.build_info(), _extension.problem(), gpus)))
+
+
+if __name__ == "__main__":
+    main()
