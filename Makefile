@@ -1,0 +1,82 @@
+# Each target makes its environment, installs and builds what it needs. Settings, e.g. make test TORCH=torch==2.11.0 :
+#   PYTHON     the Python to make the environment with (3.10 or later)
+#   VENV       the environment's folder; empty: use PYTHON as it is, and install nothing but this package
+#   TORCH      the requirement to install torch by
+#   PIP_ARGS   arguments to pip install, such as --extra-index-url https://download.pytorch.org/whl/cpu
+#   ARGS       arguments to pytest or bench
+# setup.py lists the variables that the build heeds; FASTREG_EXPECT is described in fastreg/_extension.py.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch>=2.10
+PIP_ARGS ?=
+ARGS ?=
+JOBS ?= $(or $(MAX_JOBS),$(shell nproc 2>/dev/null || echo 2))
+
+BUILD_REQUIRES := "setuptools>=64" wheel pybind11 ninja cmake
+export FASTREG_EXPECT ?= cpu
+export FASTREG_REQUIRE_EXT ?= 1
+
+PY := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+PIP_INSTALL = $(PY) -m pip install $(PIP_ARGS)
+# The name of a stamp holds what was asked for: asking for another torch asks for another stamp.
+KEY := $(shell printf '%s' '$(TORCH) $(PIP_ARGS)' | cksum | cut -d' ' -f1)
+stamp = $(if $(VENV),$(VENV)/.$(1)-$(KEY))
+# ninja decides what to compile, so this runs each time.
+BUILD = $(PIP_INSTALL) --no-deps --no-build-isolation -e .
+
+.DEFAULT_GOAL := help
+.PHONY: help bench test py-test cpp-test lint build clean
+
+help:
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
+	@sed -n '2,6s/^# *//p' $(MAKEFILE_LIST) | sed 's/^/  /'
+
+bench: $(call stamp,bench)  ## time fastreg against PyTorch and train the digits network with both
+	$(BUILD)
+	$(PY) -m bench $(ARGS)
+
+test: py-test cpp-test  ## all tests
+
+py-test: $(call stamp,test)  ## the Python tests
+	$(BUILD)
+	$(PY) -m pytest $(ARGS)
+
+cpp-test: $(call stamp,torch)  ## the kernels on the CPU, without Python
+	$(if $(VENV),PATH="$(abspath $(VENV))/bin:$$PATH" &&) cmake -S . -B build/cpp -G Ninja && \
+	  cmake --build build/cpp -j $(JOBS) && ctest --test-dir build/cpp -j $(JOBS) --output-on-failure
+
+build: $(call stamp,torch)  ## compile and install fastreg, editable
+	$(BUILD)
+
+lint: .venv-lint/.installed  ## ruff, clang-format, and no torch header near the kernels
+	.venv-lint/bin/ruff check .
+	.venv-lint/bin/ruff format --check .
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
+	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
+	! grep -rnE '# *include *[<"](torch|ATen|c10|pybind11|Python)\b' csrc/kernels csrc/cpu/isa
+
+clean:  ## remove what was built; the environments stay
+	rm -rf build dist *.egg-info fastreg/*.so
+
+ifneq ($(VENV),)
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'make: PYTHON must be 3.10 or later')"
+	$(PYTHON) -m venv $(VENV)
+
+$(call stamp,torch): | $(VENV)/bin/python
+	rm -f $(VENV)/.torch-* $(VENV)/.test-* $(VENV)/.bench-*
+	$(PIP_INSTALL) --upgrade pip
+	$(PIP_INSTALL) $(BUILD_REQUIRES) "$(TORCH)"
+	touch $@
+
+# torch is named again, so that no extra replaces it.
+$(VENV)/.%-$(KEY): pyproject.toml $(call stamp,torch)
+	$(PIP_INSTALL) --no-build-isolation -e ".[$*]" "$(TORCH)"
+	touch $@
+endif
+
+.venv-lint/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/pip install $(PIP_ARGS) --upgrade "pip>=25.1"
+	.venv-lint/bin/pip install $(PIP_ARGS) --group lint
+	touch $@
