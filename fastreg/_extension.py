@@ -1,7 +1,7 @@
 """Loading of fastreg._C, the compiled operators, and what the environment says about it.
 
-    FASTREG_DISABLE=1         do not load it: everything runs in torch's own functions
-    FASTREG_EXPECT=cpu|cuda   a backend that is missing is an ImportError ("cuda": built and loaded; no GPU is needed)
+FASTREG_DISABLE=1         do not load it: everything runs in torch's own functions
+FASTREG_EXPECT=cpu|cuda   a backend that is missing is an ImportError ("cuda": built and loaded; no GPU is needed)
 """
 
 import importlib
