@@ -1,0 +1,105 @@
+"""Dropout, and the random stream that every backend shares.
+
+An rng_state, int64[2] read as unsigned, is the (seed, offset) of a Philox4x32-10 stream. Element i belongs to block
+i div 8, and block b of call c gives eight 16-bit draws: the output of Philox with key (seed low, seed high) and
+counter (c low, c high, b low, b high), read as little-endian 16-bit numbers. An element is dropped where its 32-bit
+draw, high half from call c = offset div 4 and low half from call c + 1, is below p * 2**32.
+
+Words are 32-bit numbers in int64 tensors, so that any device can hold them.
+"""
+
+import math
+
+import torch
+
+LOW = 0xFFFFFFFF
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+KEY_STEPS = 0x9E3779B9, 0xBB67AE85
+DRAWS_PER_BLOCK = 8
+
+
+def split(value):
+    """The low and high words of 64-bit numbers."""
+    return value & LOW, value >> 32 & LOW
+
+
+def philox(counter, key):
+    """Philox4x32-10 (Salmon et al. 2011): four words of counter and two of key to four words, elementwise."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        low0, high0 = split(MULTIPLIERS[0] * c0)  # wraps past 2**63, which leaves the bits as they are
+        low1, high1 = split(MULTIPLIERS[1] * c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + KEY_STEPS[0] & LOW, k1 + KEY_STEPS[1] & LOW
+    return c0, c1, c2, c3
+
+
+def draws(block, seed, call):
+    """The 16-bit draws of blocks (int64[B]) in a Philox call: int64[B, 8]. seed, call: int64[]."""
+    zero = torch.zeros_like(block)
+    counter = [zero + word for word in (*split(call), *split(block))]
+    words = torch.stack(philox(counter, split(seed)), dim=-1)
+    return torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(-2)
+
+
+def keep_mask(numel, p, rng_state, index_map=None):
+    """Which of the first numel elements of a stream are kept.
+
+    Args:
+        numel (int): number of elements.
+        p (float): probability that an element is dropped, exact to 2**-32.
+        rng_state (Tensor): int64[2].
+        index_map: (first, row, row_stride): take element first + (j div row) * row_stride + j mod row of the stream
+            as the j-th. Default: (0, numel, 0).
+
+    Returns:
+        Tensor: bool[numel], on the device of rng_state.
+    """
+    seed, offset = rng_state.unbind()
+    call = offset >> 2 & (1 << 62) - 1
+    if index_map is None:
+        element = None
+        block = torch.arange((numel + DRAWS_PER_BLOCK - 1) // DRAWS_PER_BLOCK, device=rng_state.device)
+    else:
+        first, row, row_stride = index_map
+        j = torch.arange(numel, device=rng_state.device)
+        element = first + j // row * row_stride + j % row
+        block = element // DRAWS_PER_BLOCK
+
+    def draws_of_elements(call):
+        table = draws(block, seed, call)
+        if element is None:
+            return table.flatten()[:numel]
+        return table.gather(1, (element % DRAWS_PER_BLOCK).unsqueeze(1)).squeeze(1)
+
+    threshold = math.floor(p * 2.0**32 + 0.5)
+    draw = draws_of_elements(call) << 16 | draws_of_elements(call + 1)
+    return draw >= threshold
+
+
+def dropout(input, p, rng_state, strides=None, index_map=None):
+    """Dropout as a function of rng_state: the definition of ``torch.ops.fastreg.dropout``.
+
+    Args:
+        input (Tensor): floating point, any shape.
+        p (float): probability that an element is dropped.
+        rng_state (Tensor): int64[2], on the input's device or the CPU.
+        strides: the dense strides in whose memory order elements are numbered. Default: those of empty_like(input).
+        index_map: as in :func:`keep_mask`.
+
+    Returns:
+        Tensor: kept elements times 1 / (1 - p), rounded once; dropped ones 0, also where the input is not finite.
+    """
+    strides = torch.empty_like(input).stride() if strides is None else strides
+    keep = keep_mask(input.numel(), p, rng_state.to(input.device), index_map).as_strided(input.shape, strides)
+    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
+    compute_dtype = torch.promote_types(input.dtype, torch.float32)
+    scaled = (input.to(compute_dtype) * scale).to(input.dtype)
+    return torch.where(keep, scaled, torch.zeros((), dtype=input.dtype, device=input.device))
+
+
+def draw_state(device):
+    """A fresh rng_state from the device's default generator: a seed of 64 bits, offset 0."""
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
+    return torch.cat((seed, torch.zeros_like(seed)))
