@@ -67,9 +67,12 @@ template const Kernels<bfloat16>& kernels<bfloat16>();
 
 const char* instruction_set() {
   switch (capability()) {
-    case Capability::avx512: return "avx512";
-    case Capability::avx2: return "avx2";
-    default: return "baseline";
+    case Capability::avx512:
+      return "avx512";
+    case Capability::avx2:
+      return "avx2";
+    default:
+      return "baseline";
   }
 }
 

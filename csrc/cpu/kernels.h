@@ -44,8 +44,7 @@ struct Kernels {
   void (*moments_rows)(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums);
   void (*normalize_planes)(const T* x, T* y, Planes, int64_t channel, int64_t begin, int64_t end,
                            const ForwardCoefficients<C>&);
-  void (*normalize_rows)(const T* x, T* y, int64_t channels, int64_t begin, int64_t end,
-                         const ForwardCoefficients<C>&);
+  void (*normalize_rows)(const T* x, T* y, int64_t channels, int64_t begin, int64_t end, const ForwardCoefficients<C>&);
 
   // sums = (sum of dy, sum of dy * (x - mean))
   void (*grad_sums_planes)(const T* dy, const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double mean,

@@ -98,8 +98,7 @@ void grad_sums_planes(const T* dy, const T* x, Planes planes, int64_t channel, i
       const Wide v = load_wide(p + i), w = load_wide(g + i);
       for (int k = 0; k < 2; ++k) add_grad_sums(w.part[k], v.part[k], wide_mean, a.part[k], b.part[k]);
     }
-    for (; i < run.count; ++i)
-      add_grad_sums(double(to_compute(g[i])), double(to_compute(p[i])), mean, tail_a, tail_b);
+    for (; i < run.count; ++i) add_grad_sums(double(to_compute(g[i])), double(to_compute(p[i])), mean, tail_a, tail_b);
   }
   sums[0] = sum_lanes(a) + tail_a;
   sums[1] = sum_lanes(b) + tail_b;
@@ -198,8 +197,7 @@ void grad_input_planes(const T* dy, const T* x, T* dx, Planes planes, int64_t ch
     for (; i + kLanes<T> <= run.count; i += kLanes<T>)
       store(q + i, input_gradient(load(g + i), load(p + i), c, d, a, m, s));
     for (; i < run.count; ++i)
-      q[i] = from_compute<T>(
-          input_gradient(to_compute(g[i]), to_compute(p[i]), centre, delta, scale, mean_dy, slope));
+      q[i] = from_compute<T>(input_gradient(to_compute(g[i]), to_compute(p[i]), centre, delta, scale, mean_dy, slope));
   }
 }
 

@@ -51,9 +51,7 @@ FASTREG_HD f64 high_half(f32 v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v
 class KeepGenerator {
  public:
   KeepGenerator(RandomState state, DropThreshold threshold)
-      : state_(state),
-        high_(_mm256_set1_epi16(short(threshold.high))),
-        low_(_mm256_set1_epi16(short(threshold.low))) {}
+      : state_(state), high_(_mm256_set1_epi16(short(threshold.high))), low_(_mm256_set1_epi16(short(threshold.low))) {}
 
   // Bit 8 j + s is set where element s of block first + j is kept, j = 0 .. 7.
   FASTREG_HD uint64_t operator()(uint64_t first) const {
@@ -87,7 +85,8 @@ class KeepGenerator {
   // The draws of blocks first + (0, 2) and first + (1, 3), one per 128-bit lane: mask32 puts them in order.
   FASTREG_HD void draws(uint64_t first, uint64_t call, __m256i out[2]) const {
     const __m256i block = _mm256_add_epi64(_mm256_set1_epi64x(int64_t(first)), _mm256_set_epi64x(3, 2, 1, 0));
-    const __m256i multiplier0 = _mm256_set1_epi64x(kPhiloxMultiplier0), multiplier1 = _mm256_set1_epi64x(kPhiloxMultiplier1);
+    const __m256i multiplier0 = _mm256_set1_epi64x(kPhiloxMultiplier0),
+                  multiplier1 = _mm256_set1_epi64x(kPhiloxMultiplier1);
     __m256i c0 = _mm256_set1_epi64x(uint32_t(call)), c1 = _mm256_set1_epi64x(int64_t(call >> 32));
     __m256i c2 = block, c3 = _mm256_srli_epi64(block, 32);
     uint32_t k0 = uint32_t(state_.seed), k1 = uint32_t(state_.seed >> 32);

@@ -43,9 +43,7 @@ FASTREG_HD f64 high_half(f32 v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(
 class KeepGenerator {
  public:
   KeepGenerator(RandomState state, DropThreshold threshold)
-      : state_(state),
-        high_(_mm512_set1_epi16(short(threshold.high))),
-        low_(_mm512_set1_epi16(short(threshold.low))) {}
+      : state_(state), high_(_mm512_set1_epi16(short(threshold.high))), low_(_mm512_set1_epi16(short(threshold.low))) {}
 
   // Bit 8 j + s is set where element s of block first + j is kept, j = 0 .. 7.
   FASTREG_HD uint64_t operator()(uint64_t first) const {
@@ -69,7 +67,8 @@ class KeepGenerator {
   FASTREG_HD void draws(uint64_t first, uint64_t call, __m512i out[2]) const {
     // Lane order chosen so that unpacking at the end leaves the blocks in order.
     const __m512i block = _mm512_add_epi64(_mm512_set1_epi64(int64_t(first)), _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0));
-    const __m512i multiplier0 = _mm512_set1_epi64(kPhiloxMultiplier0), multiplier1 = _mm512_set1_epi64(kPhiloxMultiplier1);
+    const __m512i multiplier0 = _mm512_set1_epi64(kPhiloxMultiplier0),
+                  multiplier1 = _mm512_set1_epi64(kPhiloxMultiplier1);
     __m512i c0 = _mm512_set1_epi64(uint32_t(call)), c1 = _mm512_set1_epi64(int64_t(call >> 32));
     __m512i c2 = block, c3 = _mm512_srli_epi64(block, 32);
     uint32_t k0 = uint32_t(state_.seed), k1 = uint32_t(state_.seed >> 32);

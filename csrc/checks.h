@@ -1,0 +1,87 @@
+// What the operators demand of their arguments: enough that no call, however odd, reads or writes out of bounds.
+// fastreg/functional.py raises the finer-grained errors that users see.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "kernels/dropout_stream.h"
+
+namespace fastreg {
+
+inline void check_dropout(const at::Tensor& input, double p) {
+  TORCH_CHECK(at::isFloatingType(input.scalar_type()), "dropout: input must be floating-point, got ",
+              input.scalar_type());
+  TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, "dropout: p must lie in [0, 1], got ", p);
+}
+
+inline void check_rng_state(const at::Tensor& state, const at::Tensor& input) {
+  TORCH_CHECK_TYPE(state.scalar_type() == at::kLong, "dropout: rng_state must be int64, got ", state.scalar_type());
+  TORCH_CHECK_VALUE(state.dim() == 1 && state.size(0) == 2, "dropout: rng_state must have shape [2], got ",
+                    state.sizes());
+  TORCH_CHECK(state.device() == input.device() || state.device().is_cpu(), "dropout: rng_state must be on ",
+              input.device(), " or the CPU, got ", state.device());
+}
+
+inline IndexMap index_map_for(const at::Tensor& input, at::OptionalIntArrayRef map) {
+  if (!map) return IndexMap{0, std::max<int64_t>(input.numel(), 1), 0};
+  TORCH_CHECK_VALUE(map->size() == 3 && (*map)[0] >= 0 && (*map)[1] > 0 && (*map)[2] >= 0,
+                    "dropout: index_map must be (first >= 0, row > 0, row_stride >= 0), got ", *map);
+  return IndexMap{(*map)[0], (*map)[1], (*map)[2]};
+}
+
+inline void check_batch_norm_input(const char* op, const at::Tensor& input) {
+  TORCH_CHECK_VALUE(input.dim() >= 2, op, ": input must have at least 2 dimensions, got ", input.dim());
+}
+
+// A parameter or statistic: one value per channel, on the input's device, of a dtype that the input goes with.
+inline void check_per_channel(const char* op, const char* name, const at::Tensor& t, const at::Tensor& input) {
+  TORCH_CHECK(t.dim() == 1 && t.size(0) == input.size(1), op, ": ", name, " must have shape [", input.size(1),
+              "], one value per channel of input, got ", t.sizes());
+  TORCH_CHECK(t.device() == input.device(), op, ": ", name, " must be on ", input.device(), ", got ", t.device());
+  TORCH_CHECK(
+      t.scalar_type() == input.scalar_type() ||
+          (t.scalar_type() == at::kFloat && (input.scalar_type() == at::kHalf || input.scalar_type() == at::kBFloat16)),
+      op, ": ", name, " must be of the input's dtype", input.scalar_type() == at::kDouble ? "" : " or float32",
+      ", got ", t.scalar_type(), " with input ", input.scalar_type());
+}
+inline void check_per_channel(const char* op, const char* name, const std::optional<at::Tensor>& t,
+                              const at::Tensor& input) {
+  if (t && t->defined()) check_per_channel(op, name, *t, input);
+}
+
+// Statistics that are written: also no two of them, nor one and the input, may share memory.
+inline void check_written(const char* op, const char* name, const std::optional<at::Tensor>& t,
+                          const at::Tensor& input) {
+  if (!t || !t->defined()) return;
+  check_per_channel(op, name, *t, input);
+  TORCH_CHECK(t->size(0) <= 1 || t->stride(0) != 0, op, ": ", name, " must not overlap itself, got strides ",
+              t->strides());
+}
+
+// Whether there is a momentum; without one the average is cumulative and needs the count.
+inline bool check_momentum(const char* op, std::optional<double> momentum, const std::optional<at::Tensor>& count,
+                           const at::Tensor& input) {
+  const bool counted = count && count->defined();
+  TORCH_CHECK_VALUE(momentum || counted, op, ": num_batches_tracked must be given where momentum is None, got None");
+  TORCH_CHECK(
+      !counted || (count->scalar_type() == at::kLong && count->numel() == 1 && count->device() == input.device()), op,
+      ": num_batches_tracked must be one int64 value on ", input.device(), ", got ",
+      counted ? count->scalar_type() : at::kLong, counted ? count->sizes() : at::IntArrayRef());
+  return momentum.has_value();
+}
+
+inline void check_grad_output(const char* op, const at::Tensor& grad, const at::Tensor& input) {
+  TORCH_CHECK(grad.sizes() == input.sizes(), op, ": grad_output must have the input's shape ", input.sizes(), ", got ",
+              grad.sizes());
+  TORCH_CHECK(grad.scalar_type() == input.scalar_type() && grad.device() == input.device(), op,
+              ": grad_output must have the input's dtype and device, got ", grad.scalar_type(), " on ", grad.device());
+}
+
+inline void check_stats(const at::Tensor& stats, const at::Tensor& input, at::ScalarType dtype) {
+  TORCH_CHECK(stats.dim() == 2 && stats.size(0) == 3 && stats.size(1) == input.size(1) && stats.is_contiguous() &&
+                  stats.scalar_type() == dtype && stats.device() == input.device(),
+              "batch_norm: stats must be a contiguous ", dtype, " tensor of shape [3, ", input.size(1), "] on ",
+              input.device(), ", got ", stats.scalar_type(), " ", stats.sizes(), " on ", stats.device());
+}
+
+}  // namespace fastreg
