@@ -1,0 +1,170 @@
+"""PNG charts of the result rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from bench import training
+from bench.cases import ACCESSES
+from bench.providers import FASTREG, TORCH
+from bench.results import significant
+from bench.timing import COPY
+
+# Okabe and Ito's blue and vermilion: told apart under every common colour blindness, and in grey.
+COLOURS = {TORCH.name: "#D55E00", FASTREG.name: "#0072B2"}
+LABELS = {TORCH.name: "PyTorch", FASTREG.name: "fastreg"}
+INK, MUTED, GRID = "#222222", "#666666", "#dddddd"
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "savefig.dpi": 150,
+}
+Quantiles = tuple[float, float, float]
+
+
+def best_ratios(rows: list[dict]) -> dict[tuple[str, str, str], Quantiles]:
+    """(op, direction, tensor) -> 20, 50 and 80 % quantiles of the ratio to PyTorch's fastest provider."""
+    best = {}
+    for row in rows:
+        tensor = f"{row['shape']}  {DTYPES[row['dtype']]}{'  channels-last' * (row['layout'] == 'channels_last')}"
+        case = row["op"], row["direction"], tensor
+        if row["provider"] not in (FASTREG.name, COPY) and (case not in best or row["us"] < best[case]["us"]):
+            best[case] = row
+    return {case: (row["ratio_20"], row["ratio"], row["ratio_80"]) for case, row in best.items()}
+
+
+def speed(rows: list[dict], title: str, caption: str, path: Path) -> None:
+    """A bar per case: how many times PyTorch's speed, from 1 on a logarithmic axis; a row per operator."""
+    ratios = best_ratios(rows)
+    tensors: dict[str, list[str]] = {}
+    for op, _, tensor in ratios:
+        if tensor not in tensors.setdefault(op, []):
+            tensors[op].append(tensor)
+    directions = list(dict.fromkeys(direction for _, direction in ACCESSES))
+    heights = [len(names) + 1.5 for names in tensors.values()]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 1.1 + 0.32 * sum(heights)), layout="constrained")
+        grid = figure.subplots(len(tensors), len(directions), sharex=True, squeeze=False, height_ratios=heights)
+        for line, (op, names) in zip(grid, tensors.items(), strict=True):
+            for ax, direction in zip(line, directions, strict=True):
+                if (op, direction) not in ACCESSES:
+                    ax.set_visible(False)
+                    continue
+                bars = [ratios.get((op, direction, name)) for name in names]
+                _ratio_bars(ax, bars, names if ax is line[0] else [])
+                ax.set_title(direction.replace("both", "forward + backward"), fontweight="normal")
+            line[0].annotate(
+                op.replace("_", " "),
+                (0, 1),
+                xytext=(-8, 6),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                ha="right",
+                fontsize=11.5,
+                fontweight="bold",
+            )
+        values = [quantile for case in ratios.values() for quantile in case]
+        grid[0, 0].set_xlim(min(0.75, *values) / 1.1, max(2.0, *values) * 2.6)  # room for the figures
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        note = "Times PyTorch's speed (1x): median over the rounds, line from 20 to 80 %. Longer is faster."
+        figure.supxlabel(f"{note}\n{caption}", x=0.01, ha="left", color=MUTED, fontsize=9)
+        figure.savefig(path)
+
+
+def _ratio_bars(ax: Axes, bars: list[Quantiles | None], names: list[str]) -> None:
+    for position, bar in enumerate(bars):
+        if bar is None:
+            continue
+        low, median, high = bar
+        colour = COLOURS[FASTREG.name if median >= 1 else TORCH.name]
+        ax.barh(position, median - 1, left=1, height=0.66, color=colour)
+        ax.plot([low, high], [position, position], color=INK, linewidth=1)
+        ax.text(max(1, high) * 1.08, position, f"{significant(median)}x", color=colour, fontweight="bold", va="center")
+    ax.axvline(1, color=COLOURS[TORCH.name], linewidth=1.2)
+    ax.set_ylim(len(bars) - 0.4, -0.6)
+    ax.set_yticks(range(len(names)), names, color=INK)
+    ax.tick_params(axis="both", length=0)
+    ax.tick_params(axis="x", labelbottom=True)
+    ax.spines["left"].set_visible(False)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.grid(axis="x", color=GRID, linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def curves(rows: list[dict], title: str, caption: str, path: Path) -> None:
+    """Losses and test accuracy by epoch of both kinds of layer: the median seed, and the range of all."""
+    panels = {"train_loss": "train loss", "test_loss": "test loss", "test_accuracy": "test accuracy"}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 4.2), layout="constrained")
+        axes = figure.subplots(1, len(panels))
+        for ax, (column, name) in zip(axes, panels.items(), strict=True):
+            _curve_panel(ax, rows, column, "{:.1%}" if column == "test_accuracy" else "{:.3f}")
+            ax.set_title(name)
+        for ax in axes[:2]:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            ax.yaxis.set_minor_locator(NullLocator())
+        limits = [limit for ax in axes[:2] for limit in ax.get_ylim()]
+        for ax in axes[:2]:
+            ax.set_ylim(min(limits), max(limits))
+        axes[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        seeds = len({row["seed"] for row in rows})
+        times = {LABELS[name]: values["seconds"] for name, values in training.summarise(rows).items()}
+        note = "By epoch" + f", median and range of {seeds} seeds" * (seeds > 1)
+        note += f". Median seconds per epoch: {', '.join(f'{name} {value:.3f}' for name, value in times.items())}."
+        figure.supxlabel(f"{note}\n{caption}", x=0.01, ha="left", color=MUTED, fontsize=9)
+        figure.savefig(path)
+
+
+def _curve_panel(ax: Axes, rows: list[dict], column: str, form: str) -> None:
+    ends = {}
+    for provider, colour in COLOURS.items():
+        by_epoch: dict[int, list[float]] = {}
+        for row in rows:
+            if row["provider"] == provider:
+                by_epoch.setdefault(row["epoch"], []).append(row[column])
+        epochs = list(by_epoch)
+        low, median, high = np.transpose([np.quantile(values, (0, 0.5, 1)) for values in by_epoch.values()])
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.plot(
+            epochs, median, color=colour, linewidth=3 if provider == TORCH.name else 1.2
+        )  # seen where they coincide
+        ends[provider] = epochs[-1], median[-1]
+    lower, upper = sorted(ends, key=lambda provider: ends[provider][1])
+    for provider, anchor in ((lower, "top"), (upper, "bottom")):  # apart from each other, however close the ends
+        epoch, value = ends[provider]
+        ax.annotate(
+            f"{LABELS[provider]}\n{form.format(value)}",
+            (epoch, value),
+            xytext=(6, -3 if anchor == "top" else 3),
+            textcoords="offset points",
+            color=COLOURS[provider],
+            fontweight="bold",
+            va=anchor,
+            annotation_clip=False,
+        )
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+    ax.tick_params(length=0)
+    ax.grid(axis="y", color=GRID, linewidth=0.6)
+    ax.set_axisbelow(True)
