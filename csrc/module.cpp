@@ -12,8 +12,9 @@ namespace {
 namespace py = pybind11;
 
 // fastreg/_extension.py looks for these words in the file, before it loads it: loading an extension into another torch
-// than it was compiled against fails with an unreadable message at best.
-constexpr char kBuiltFor[] = "fastreg._C was built for torch " FASTREG_TORCH_VERSION;
+// than it was compiled against fails with an unreadable message at best. The attribute keeps the words
+// together: the compiler takes a string apart that it only copies from.
+constexpr char kBuiltFor[] __attribute__((used)) = "fastreg._C was built for torch " FASTREG_TORCH_VERSION;
 
 #if defined(__clang__)
 constexpr char kCompiler[] = "clang " __clang_version__;
@@ -23,7 +24,7 @@ constexpr char kCompiler[] = "g++ " __VERSION__;
 
 py::dict build_info() {
   py::dict info;
-  info["torch"] = std::string(kBuiltFor).substr(sizeof("fastreg._C was built for torch ") - 1);
+  info["torch"] = FASTREG_TORCH_VERSION;
   info["compiler"] = kCompiler;
 #if defined(FASTREG_WITH_CUDA)
   info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
