@@ -1,0 +1,167 @@
+"""Batch norm modules."""
+
+import torch
+from torch import Tensor
+from torch.nn import init
+from torch.nn.parameter import is_lazy
+
+from fastreg import functional as F
+from fastreg.nn.tracing import traced_call
+
+
+class _Forward(torch.nn.modules.batchnorm._BatchNorm):
+    """What all of fastreg's batch norms do differently from torch's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (node := traced_call(self, input)) is not None:
+            return node
+        if not F.takes_batch_norm(input):
+            return super().forward(input)
+        self._check_input_dim(input)
+        # Statistics that are not to be updated are not passed; in evaluation they are used also if they are no
+        # longer tracked.
+        update = self.training and self.track_running_stats
+        running = update or not self.training
+        running_mean = self.running_mean if running else None
+        running_var = self.running_var if running else None
+        count = self.num_batches_tracked if update else None
+        momentum = self.momentum
+        if momentum is None and count is None:
+            momentum = 0.0  # as torch has it: an average over batches that nobody counts stays as it is
+        return F.batch_norm_with_count(
+            input,
+            running_mean,
+            running_var,
+            count,
+            self.weight,
+            self.bias,
+            self.training or (self.running_mean is None and self.running_var is None),
+            momentum,
+            self.eps,
+        )
+
+    def reset_parameters(self) -> None:
+        # torch 2.11 does not know of bias=None.
+        self.reset_running_stats()
+        if self.affine:
+            init.ones_(self.weight)
+            if self.bias is not None:
+                init.zeros_(self.bias)
+
+
+class _BatchNorm(_Forward):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if not bias:
+            self.bias = None
+
+
+class _LazyBatchNorm(_Forward):
+    def __init__(
+        self, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, device=None, dtype=None, *, bias=True
+    ) -> None:
+        super().__init__(eps, momentum, affine, track_running_stats, device, dtype)
+        if not bias:
+            self.bias = None
+
+    def reset_parameters(self) -> None:
+        if not self.has_uninitialized_params() and self.num_features != 0:
+            super().reset_parameters()
+
+    def initialize_parameters(self, input) -> None:
+        # torch 2.11 does not know of bias=None.
+        if self.has_uninitialized_params():
+            self.num_features = input.shape[1]
+            for tensor in (self.weight, self.bias, self.running_mean, self.running_var):
+                if is_lazy(tensor):
+                    tensor.materialize((self.num_features,))
+            self.reset_parameters()
+
+
+class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+    """Normalises each channel of [N, C] or [N, C, L]. In place of :class:`torch.nn.BatchNorm1d`.
+
+    See :func:`fastreg.functional.batch_norm`.
+
+    Args:
+        num_features (int): number of channels C.
+        eps (float): added to the variance. Default: 1e-5.
+        momentum (float, optional): weight of a batch in the running statistics; None: their average over all
+            batches. Default: 0.1.
+        affine (bool): learn a weight per channel, and a bias. Default: True.
+        track_running_stats (bool): keep running statistics, and use them in evaluation. Default: True.
+        device, dtype: of parameters and statistics. Default: torch's defaults.
+        bias (bool): with affine=False, or this False, no bias is learned. Default: True.
+
+    Raises:
+        ValueError: the input is not 2D or 3D, or has one value per channel in training.
+    """
+
+
+class LazyBatchNorm1d(_LazyBatchNorm, torch.nn.LazyBatchNorm1d):
+    """A :class:`BatchNorm1d` that takes num_features from its first input, and becomes one then."""
+
+    cls_to_become = BatchNorm1d
+
+
+class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+    """Normalises each channel of [N, C, H, W]. In place of :class:`torch.nn.BatchNorm2d`.
+
+    See :func:`fastreg.functional.batch_norm`.
+
+    Args:
+        num_features (int): number of channels C.
+        eps (float): added to the variance. Default: 1e-5.
+        momentum (float, optional): weight of a batch in the running statistics; None: their average over all
+            batches. Default: 0.1.
+        affine (bool): learn a weight per channel, and a bias. Default: True.
+        track_running_stats (bool): keep running statistics, and use them in evaluation. Default: True.
+        device, dtype: of parameters and statistics. Default: torch's defaults.
+        bias (bool): with affine=False, or this False, no bias is learned. Default: True.
+
+    Raises:
+        ValueError: the input is not 4D, or has one value per channel in training.
+    """
+
+
+class LazyBatchNorm2d(_LazyBatchNorm, torch.nn.LazyBatchNorm2d):
+    """A :class:`BatchNorm2d` that takes num_features from its first input, and becomes one then."""
+
+    cls_to_become = BatchNorm2d
+
+
+class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+    """Normalises each channel of [N, C, D, H, W]. In place of :class:`torch.nn.BatchNorm3d`.
+
+    See :func:`fastreg.functional.batch_norm`.
+
+    Args:
+        num_features (int): number of channels C.
+        eps (float): added to the variance. Default: 1e-5.
+        momentum (float, optional): weight of a batch in the running statistics; None: their average over all
+            batches. Default: 0.1.
+        affine (bool): learn a weight per channel, and a bias. Default: True.
+        track_running_stats (bool): keep running statistics, and use them in evaluation. Default: True.
+        device, dtype: of parameters and statistics. Default: torch's defaults.
+        bias (bool): with affine=False, or this False, no bias is learned. Default: True.
+
+    Raises:
+        ValueError: the input is not 5D, or has one value per channel in training.
+    """
+
+
+class LazyBatchNorm3d(_LazyBatchNorm, torch.nn.LazyBatchNorm3d):
+    """A :class:`BatchNorm3d` that takes num_features from its first input, and becomes one then."""
+
+    cls_to_become = BatchNorm3d

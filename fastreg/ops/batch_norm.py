@@ -1,0 +1,185 @@
+"""Batch norm: fake kernels, autograd, and the eager calls."""
+
+import torch
+from torch.autograd import Function
+from torch.library import Library, register_autograd, register_fake
+
+from fastreg.ops.dropout import needs_autograd
+from fastreg.reference import batch_norm as reference
+
+_TRAIN = torch.ops.fastreg.batch_norm_train.default
+_EVAL = torch.ops.fastreg.batch_norm_eval.default
+_TRAIN_BACKWARD = torch.ops.fastreg.batch_norm_train_backward.default
+_EVAL_BACKWARD = torch.ops.fastreg.batch_norm_eval_backward.default
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+
+def _compute_dtype(x):
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+# ---- fake kernels: shapes, dtypes and strides of what the operators return
+
+
+@register_fake("fastreg::batch_norm_train")
+def _(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps):
+    return torch.empty_like(input), input.new_empty((3, input.shape[1]), dtype=_compute_dtype(input))
+
+
+@register_fake("fastreg::batch_norm_eval")
+def _(input, weight, bias, running_mean, running_var, eps):
+    return torch.empty_like(input)
+
+
+def _fake_gradients(input, weight, output_mask):
+    parameter_dtype = _compute_dtype(input) if weight is None else weight.dtype
+    grad_input = torch.empty_like(input) if output_mask[0] else input.new_empty(0)
+    return grad_input, *(
+        input.new_empty(input.shape[1], dtype=parameter_dtype) if wanted else input.new_empty(0)
+        for wanted in output_mask[1:]
+    )
+
+
+@register_fake("fastreg::batch_norm_train_backward")
+def _(grad_output, input, weight, stats, output_mask):
+    return _fake_gradients(input, weight, output_mask)
+
+
+@register_fake("fastreg::batch_norm_eval_backward")
+def _(grad_output, input, weight, running_mean, running_var, eps, output_mask):
+    return _fake_gradients(input, weight, output_mask)
+
+
+# ---- eager calls
+
+
+def _gradients(operator, mask, *arguments):
+    """What a backward operator computes, None for what the mask leaves out."""
+    if torch.is_grad_enabled():  # create_graph=True
+        gradients = operator(*arguments, mask)
+    else:
+        with _BelowAutograd():
+            gradients = operator(*arguments, mask)
+    return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True))
+
+
+class _Train(Function):
+    """``all_stats`` receives the operator's second result: a Function with one output costs less."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, all_stats):
+        _refuse_differentiable(ctx, "running_mean", "running_var")
+        with _BelowAutograd():
+            output, stats = _TRAIN(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
+        ctx.save_for_backward(input, weight, stats)
+        all_stats.append(stats)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return *_gradients(_TRAIN_BACKWARD, ctx.needs_input_grad[:3], grad_output, *ctx.saved_tensors), *[None] * 6
+
+
+class _Eval(Function):
+    @staticmethod
+    def forward(ctx, input, weight, bias, running_mean, running_var, eps):
+        _refuse_differentiable(ctx, "running_mean", "running_var")
+        with _BelowAutograd():
+            output = _EVAL(input, weight, bias, running_mean, running_var, eps)
+        ctx.save_for_backward(input, weight, running_mean, running_var)
+        ctx.eps = eps
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        arguments = grad_output, *ctx.saved_tensors, ctx.eps
+        return *_gradients(_EVAL_BACKWARD, ctx.needs_input_grad[:3], *arguments), *[None] * 3
+
+
+def _refuse_differentiable(ctx, *names):
+    for name, needed in zip(names, ctx.needs_input_grad[3:5], strict=True):
+        if needed:
+            raise RuntimeError(f"batch_norm: {name} must not require grad, got requires_grad=True")
+
+
+def train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps):
+    """Eager batch norm with the batch's statistics, recorded by autograd. Updates the running ones. (output, stats)"""
+    arguments = input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
+    if needs_autograd(*arguments[:5]):
+        all_stats = []
+        return _Train.apply(*arguments, all_stats), all_stats[0]
+    with _BelowAutograd():
+        return _TRAIN(*arguments)
+
+
+def evaluate(input, weight, bias, running_mean, running_var, eps):
+    """Eager batch norm with the running statistics, recorded by autograd."""
+    arguments = input, weight, bias, running_mean, running_var, eps
+    if needs_autograd(*arguments[:5]):
+        return _Eval.apply(*arguments)
+    with _BelowAutograd():
+        return _EVAL(*arguments)
+
+
+# ---- autograd of the operators themselves
+
+# register_autograd takes no operator that writes to an argument.
+_library = Library("fastreg", "IMPL")
+_library.impl("batch_norm_train", train, "Autograd")
+
+
+def _setup_eval(ctx, inputs, output):
+    input, weight, _, running_mean, running_var, ctx.eps = inputs
+    ctx.save_for_backward(input, weight, running_mean, running_var)
+
+
+register_autograd("fastreg::batch_norm_eval", _Eval.backward, setup_context=_setup_eval)
+
+
+def _upcast(*tensors):
+    """To the dtype that arithmetic is done in."""
+    return tuple(None if t is None else t.to(_compute_dtype(t)) for t in tensors)
+
+
+def _downcast(gradients, likes):
+    return tuple(
+        None if g is None or like is None else g.to(like.dtype) for g, like in zip(gradients, likes, strict=True)
+    )
+
+
+def _wanted(ctx, gradients):
+    """The gradients of a backward operator's outputs, without those of outputs that were not computed."""
+    return _upcast(*(g if wanted else None for g, wanted in zip(gradients, ctx.output_mask, strict=True)))
+
+
+def _setup_train_backward(ctx, inputs, output):
+    grad_output, input, weight, stats, ctx.output_mask = inputs
+    ctx.save_for_backward(grad_output, input, weight, stats)
+
+
+def _train_double_backward(ctx, *gradients):
+    *differentiable, stats = ctx.saved_tensors
+    g, x, weight = _upcast(*differentiable)
+    # The operator knows eps only through invstd = 1 / sqrt(var + eps). Mean and variance are taken from x again, so
+    # that the result can itself be differentiated.
+    _, var = reference.moments(x.detach())
+    eps = reference.per_channel(stats[2] ** -2 - var, x)
+    dg, dx, dw = reference.train_double_backward(*_wanted(ctx, gradients), g, x, weight, eps)
+    return *_downcast((dg, dx, dw), differentiable), None, None
+
+
+def _setup_eval_backward(ctx, inputs, output):
+    grad_output, input, weight, running_mean, running_var, ctx.eps, ctx.output_mask = inputs
+    ctx.save_for_backward(grad_output, input, weight, running_mean, running_var)
+
+
+def _eval_double_backward(ctx, *gradients):
+    *differentiable, running_mean, running_var = ctx.saved_tensors
+    g, x, weight = _upcast(*differentiable)
+    statistics = _upcast(running_mean, running_var)
+    d = reference.eval_double_backward(*_wanted(ctx, gradients), g, x, weight, *statistics, ctx.eps)
+    return *_downcast(d, differentiable), None, None, None, None
+
+
+register_autograd("fastreg::batch_norm_train_backward", _train_double_backward, setup_context=_setup_train_backward)
+register_autograd("fastreg::batch_norm_eval_backward", _eval_double_backward, setup_context=_setup_eval_backward)

@@ -1,0 +1,177 @@
+"""Dropout: fake kernels, autograd, and the eager calls.
+
+The backward pass of dropout is dropout of the gradient with the same rng_state, its elements numbered in the memory
+order of the *forward* output, whatever the gradient's own order. What is kept for it: 16 bytes and the strides.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.library import Library, register_autograd, register_fake
+
+_OP = torch.ops.fastreg.dropout.default
+_OP_ = torch.ops.fastreg.dropout_.default
+_SEEDED = torch.ops.fastreg.dropout_seeded.default
+_SEEDED_ = torch.ops.fastreg.dropout_seeded_.default
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+
+
+def needs_autograd(*tensors):
+    """Whether an operation on these tensors (or None) has to be recorded."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def dense_strides(x):
+    """The strides of empty_like(x), in whose order elements are numbered."""
+    return x.stride() if x.is_contiguous() else torch.empty_like(x).stride()
+
+
+# ---- fake kernels: shapes, dtypes and strides of what the operators return
+
+
+@register_fake("fastreg::dropout")
+def _(input, p, rng_state, strides=None, index_map=None):
+    return torch.empty_like(input) if strides is None else input.new_empty_strided(input.shape, strides)
+
+
+@register_fake("fastreg::dropout_")
+def _(input, p, rng_state, index_map=None):
+    return None
+
+
+@register_fake("fastreg::dropout_seeded")
+def _(input, p, index_map=None):
+    return torch.empty_like(input), input.new_empty(2, dtype=torch.int64)
+
+
+@register_fake("fastreg::dropout_seeded_")
+def _(input, p, index_map=None):
+    return input.new_empty(2, dtype=torch.int64)
+
+
+# ---- eager calls
+
+
+def _mask_gradient(ctx, grad_output):
+    (rng_state,) = ctx.saved_tensors
+    arguments = grad_output, ctx.p, rng_state, ctx.strides, ctx.index_map
+    if torch.is_grad_enabled():  # create_graph=True
+        return _OP(*arguments)
+    with _BelowAutograd():
+        return _OP(*arguments)
+
+
+class _Dropout(Function):
+    @staticmethod
+    def forward(ctx, input, p, rng_state):
+        with _BelowAutograd():
+            if rng_state is None:
+                output, rng_state = _SEEDED(input, p)
+            else:
+                output = _OP(input, p, rng_state)
+        ctx.save_for_backward(rng_state)
+        ctx.p, ctx.strides, ctx.index_map = p, output.stride(), None
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return _mask_gradient(ctx, grad_output), None, None
+
+
+class _DropoutInPlace(Function):
+    """In place; ``states`` receives the rng_state that was used."""
+
+    @staticmethod
+    def forward(ctx, input, p, rng_state, index_map, states):
+        ctx.mark_dirty(input)
+        ctx.p, ctx.strides, ctx.index_map = p, dense_strides(input), index_map
+        rng_state = _below_autograd_(input, p, rng_state, index_map)
+        ctx.save_for_backward(rng_state)
+        states.append(rng_state)
+        return input
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return _mask_gradient(ctx, grad_output), None, None, None, None
+
+
+def _below_autograd_(input, p, rng_state, index_map):
+    """Dropout in place. Returns the rng_state that was used."""
+    with _BelowAutograd():
+        if rng_state is None:
+            return _SEEDED_(input, p, index_map)
+        _OP_(input, p, rng_state, index_map)
+        return rng_state
+
+
+def apply(input: Tensor, p: float, rng_state: Tensor | None) -> Tensor:
+    """Dropout of an eager tensor, recorded by autograd. rng_state=None draws one."""
+    if needs_autograd(input):
+        return _Dropout.apply(input, p, rng_state)
+    with _BelowAutograd():
+        return _SEEDED(input, p)[0] if rng_state is None else _OP(input, p, rng_state)
+
+
+def apply_(input: Tensor, p: float, rng_state: Tensor | None, index_map=None) -> Tensor:
+    """Dropout in place of an eager tensor, recorded by autograd. Returns the rng_state that was used."""
+    if not needs_autograd(input):
+        return _below_autograd_(input, p, rng_state, index_map)
+    _refuse_what_autograd_will(input)
+    states = []
+    _DropoutInPlace.apply(input, p, rng_state, index_map, states)
+    return states[0]
+
+
+def _refuse_what_autograd_will(input):
+    """Raise torch's own error for tensors that may not be modified in place; mark_dirty would, but after the write."""
+    base = input._base
+    if input.is_leaf or (base is not None and (base.is_leaf or _is_one_of_many_views(input))):
+        input.mul_(1)
+
+
+def _is_one_of_many_views(view):
+    return torch._C._autograd._get_creation_meta(view) != torch._C._autograd.CreationMeta.DEFAULT
+
+
+# ---- autograd of the operators themselves
+
+
+def _save(ctx, p, rng_state, output, index_map):
+    ctx.save_for_backward(rng_state)
+    ctx.p, ctx.strides, ctx.index_map = p, output.stride(), index_map
+
+
+def _setup_dropout(ctx, inputs, output):
+    _, p, rng_state, _, index_map = inputs
+    _save(ctx, p, rng_state, output, index_map)
+
+
+def _setup_dropout_seeded(ctx, inputs, output):
+    _, p, index_map = inputs
+    _save(ctx, p, output[1], output[0], index_map)
+
+
+register_autograd(
+    "fastreg::dropout",
+    lambda ctx, grad: (_mask_gradient(ctx, grad), None, None, None, None),
+    setup_context=_setup_dropout,
+)
+register_autograd(
+    "fastreg::dropout_seeded",
+    lambda ctx, grad, _: (_mask_gradient(ctx, grad), None, None),
+    setup_context=_setup_dropout_seeded,
+)
+
+
+def _autograd_dropout_(input, p, rng_state, index_map=None):
+    apply_(input, p, rng_state, index_map)
+
+
+def _autograd_dropout_seeded_(input, p, index_map=None):
+    return apply_(input, p, None, index_map)
+
+
+# register_autograd takes no operator that writes to an argument.
+_library = Library("fastreg", "IMPL")
+_library.impl("dropout_", _autograd_dropout_, "Autograd")
+_library.impl("dropout_seeded_", _autograd_dropout_seeded_, "Autograd")
