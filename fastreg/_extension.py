@@ -5,7 +5,7 @@ FASTREG_EXPECT=cpu|cuda   a backend that is missing is an ImportError ("cuda": b
 """
 
 import importlib
-import importlib.util
+import importlib.machinery
 import mmap
 import os
 import re
@@ -47,8 +47,9 @@ def _missing(expected, info):
 
 
 def _find():
-    spec = importlib.util.find_spec("fastreg._C")
-    return Path(spec.origin) if spec else None
+    """The extension beside this file, if any: another copy of the package may have one, of other sources."""
+    paths = [Path(__file__).with_name(f"_C{suffix}") for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    return next((path for path in paths if path.exists()), None)
 
 
 def _describe(module):
