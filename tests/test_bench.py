@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import fastreg
 from bench import __main__ as command
 from bench import charts, digits, environment, results, timing, training
 from bench.cases import Case, cases
@@ -104,6 +105,8 @@ def test_steps_do_what_the_case_says(case, provider):
     layout = timing.MEMORY_FORMATS[case.layout]
     inputs = [torch.randn(case.shape, dtype=case.dtype).contiguous(memory_format=layout) for _ in range(2)]
     workload = timing.layer_workload(case, provider, inputs)
+    if case.direction != "forward":
+        assert next(workload._next)[-1].is_contiguous(memory_format=layout)  # the gradient that comes in
     asked = []
     for x in inputs:
         x.register_hook(lambda gradient: asked.append(gradient.is_contiguous(memory_format=layout)))
@@ -181,6 +184,19 @@ def test_both_sides_see_the_same_batches_and_draws(monkeypatch):
     assert len(set(outcome.values())) == 4
 
 
+def test_an_epoch_trains_on_every_batch_after_an_evaluation():
+    x, y = torch.randn(70, 64), torch.randint(10, (70,))
+    network = training.networks((FASTREG,), seed=0, device=CPU)["fastreg"]
+    loss, accuracy = training.evaluate(network, x, y)
+    assert loss > 0 and 0 <= accuracy <= 1
+    assert not network.training
+    training.train_epoch(network, torch.optim.Adam(network.parameters()), x, y)
+    assert network.training
+    assert network[2].num_batches_tracked == 3
+    training.evaluate(network, x, y)
+    assert network[2].num_batches_tracked == 3
+
+
 def test_training_learns():
     rows = [row for batch in training.run(CPU, epochs=3, seeds=1) for row in batch]
     for summary in training.summarise(rows).values():
@@ -233,12 +249,15 @@ def test_tables():
     assert [results.significant(value) for value in values] == ["1,234", "123", "12.3", "1.23", "0.0123"]
 
 
-def test_environment_keys_the_results():
+def test_environment_keys_the_results(monkeypatch):
     described = environment.describe(CPU)
     assert described["torch"] == torch.__version__
     assert described["threads"] == torch.get_num_threads()
     assert described["device"] == described["cpu"] != ""
     assert json.dumps(described)
+    for backends in (["cpu"], []):
+        monkeypatch.setattr(fastreg, "build_info", lambda backends=backends: {"backends": backends})
+        assert environment.describe(CPU)["fastreg_kernels"] == bool(backends)
     assert "WITHOUT" not in environment.caption(described | {"fastreg_kernels": True})
     assert "WITHOUT compiled cpu kernels" in environment.caption(described | {"fastreg_kernels": False})
 
