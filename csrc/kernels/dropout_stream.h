@@ -52,7 +52,7 @@ FASTREG_HD uint32_t keep_bits(uint64_t block, RandomState state, DropThreshold t
   const uint64_t call = state.offset / 4;
   const PhiloxWords words = philox(call, block, state.seed);
   uint32_t keep = 0, tie = 0;
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
   for (int slot = 0; slot < kBlockElements; ++slot) {
@@ -62,7 +62,7 @@ FASTREG_HD uint32_t keep_bits(uint64_t block, RandomState state, DropThreshold t
   }
   if (tie != 0) {
     const PhiloxWords second = philox(call + 1, block, state.seed);
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
     for (int slot = 0; slot < kBlockElements; ++slot) {

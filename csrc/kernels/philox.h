@@ -18,7 +18,7 @@ FASTREG_HD PhiloxWords philox(uint64_t counter_low, uint64_t counter_high, uint6
   uint32_t c0 = uint32_t(counter_low), c1 = uint32_t(counter_low >> 32);
   uint32_t c2 = uint32_t(counter_high), c3 = uint32_t(counter_high >> 32);
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
