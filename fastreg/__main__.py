@@ -23,17 +23,16 @@ def advice(info, problem, torch_cuda, gpus):
 
     info, problem: build_info() and problem(); torch_cuda: torch.version.cuda; gpus: (name, capability) of each GPU.
     """
-    rebuild = f"in fastreg's source folder: {_extension.REINSTALL} ."
     if problem:
-        return [f"{problem}. With a C++ compiler installed, run {rebuild}"]
+        return [problem]
     if torch_cuda and not info["cuda"]:
         return [
             f"torch is built for CUDA {torch_cuda}, fastreg without CUDA: CUDA tensors take slow fallbacks. "
-            f"With the toolkit of CUDA {torch_cuda} (nvcc) installed, run {rebuild}"
+            f"Install the toolkit of CUDA {torch_cuda} (nvcc). {_extension.REMEDY}"
         ]
     return [
         f"{name} (sm_{major}{minor}) is not among the architectures compiled for. "
-        f'With TORCH_CUDA_ARCH_LIST="{major}.{minor}", run {rebuild}'
+        f'Set TORCH_CUDA_ARCH_LIST="{major}.{minor}". {_extension.REMEDY}'
         for name, (major, minor) in gpus
         if not runs_on(info["cuda_architectures"], (major, minor))
     ]

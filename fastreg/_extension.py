@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps"
+REMEDY = "In fastreg's source folder, run: pip install --no-build-isolation --force-reinstall --no-deps ."
 
 
 def _built_for(path):
@@ -27,14 +27,14 @@ def _built_for(path):
 def _load(path, torch_version):
     """(module, None), or (None, why the extension at path cannot be used); path is None where there is none."""
     if path is None:
-        return None, "the compiled extension is not there (it was installed without a C++ compiler, or not built)"
+        return None, f"the extension was not built, for want of a C++ compiler perhaps. {REMEDY}"
     built_for = _built_for(path)
     if built_for is None or built_for.split("+")[0] != torch_version.split("+")[0]:
-        return None, f"the extension was built for torch {built_for}, but torch {torch_version} is installed"
+        return None, f"the extension was built for torch {built_for}, but torch {torch_version} is installed. {REMEDY}"
     try:
         return importlib.import_module("fastreg._C"), None
     except ImportError as error:
-        return None, f"the extension built for torch {built_for} does not load with torch {torch_version} ({error})"
+        return None, f"the extension built for torch {built_for} does not load with {torch_version}: {error}. {REMEDY}"
 
 
 def _missing(expected, info):
@@ -60,15 +60,14 @@ def _describe(module):
 
 
 _DISABLED = os.environ.get("FASTREG_DISABLE", "0") not in ("", "0")
-_module, _problem = (None, "FASTREG_DISABLE is set") if _DISABLED else _load(_find(), torch.__version__)
+_module, _problem = (None, "FASTREG_DISABLE is set.") if _DISABLED else _load(_find(), torch.__version__)
 _info = _describe(_module)
 
 if not _DISABLED:
-    remedy = f"To build it, go to fastreg's source folder and run:  {REINSTALL} ."
     if missing := _missing(os.environ.get("FASTREG_EXPECT", ""), _info):
-        raise ImportError(f"fastreg: {missing}: {_problem}. {remedy}" if _problem else f"fastreg: {missing}. {remedy}")
+        raise ImportError(f"fastreg: {missing}: {_problem or REMEDY}")
     if _problem:
-        warnings.warn(f"fastreg: {_problem}; slow fallbacks are used. {remedy}", stacklevel=2)
+        warnings.warn(f"fastreg runs in slow fallbacks: {_problem}", stacklevel=2)
 
 
 def disabled() -> bool:
@@ -92,5 +91,5 @@ def build_info() -> dict:
 
 
 def problem() -> str | None:
-    """Why the extension is not in use, or None."""
+    """Why the extension is not in use and what to do about it, or None."""
     return _problem

