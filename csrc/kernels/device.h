@@ -1,5 +1,5 @@
-// The CUDA language as the kernels use it. nvcc gets the real thing; any other compiler gets the host executor of
-// tests/host_executor, which runs the same sources on the CPU.
+// The CUDA language as the kernels use it, and the one way to launch them. nvcc gets the real thing; any other
+// compiler gets the host executor of tests/host_executor, which runs the same sources on the CPU.
 #pragma once
 
 #include "portable.h"
@@ -11,9 +11,15 @@
 // Kernels declare shared memory through these two, because an executor without the compiler's help must give each
 // block its own copy:  FASTREG_SHARED(float, partial, 32);  FASTREG_DYNAMIC_SHARED(float, buffer);
 #define FASTREG_SHARED(T, name, count) __shared__ T name[count]
-#define FASTREG_DYNAMIC_SHARED(T, name)                              \
+#define FASTREG_DYNAMIC_SHARED(T, name)                            \
   extern __shared__ __align__(16) unsigned char fastreg_dynamic[]; \
   T* name = reinterpret_cast<T*>(fastreg_dynamic)
+
+#else
+
+#include "host_executor/device.h"
+
+#endif
 
 namespace fastreg {
 
@@ -23,22 +29,72 @@ struct LaunchConfig {
   dim3 block;
   size_t shared_bytes = 0;
   cudaStream_t stream = nullptr;
+  // Blocks per cluster, along x. Needs sm_90 where it is not 1; the device decides whether more than 8 are possible.
+  unsigned cluster = 1;
+  // All blocks resident at once, or the launch fails: what a grid barrier needs.
+  bool cooperative = false;
+  // The kernel may start before the previous one of its stream has finished: it must call wait_for_previous_kernel()
+  // before it touches anything that one writes (sm_90; older devices simply wait).
+  bool overlap_previous = false;
 };
+
+#if defined(__CUDACC__)
 
 template <class... Parameters, class... Arguments>
 cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments... arguments) {
+  // A kernel has to ask for what not every device has.
+  if (config.shared_bytes > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  if (config.cluster > 8) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute attributes[3];
+  unsigned count = 0;
+  if (config.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim = {config.cluster, 1, 1};
+    ++count;
+  }
+  if (config.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count].val.cooperative = 1;
+    ++count;
+  }
+  if (config.overlap_previous) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count].val.programmaticStreamSerializationAllowed = 1;
+    ++count;
+  }
   cudaLaunchConfig_t native = {};
   native.gridDim = config.grid;
   native.blockDim = config.block;
   native.dynamicSmemBytes = config.shared_bytes;
   native.stream = config.stream;
+  native.attrs = attributes;
+  native.numAttrs = count;
   return cudaLaunchKernelEx(&native, kernel, Parameters(arguments)...);
 }
 
-}  // namespace fastreg
-
 #else
 
-#include "host_executor/device.h"
+template <class... Parameters, class... Arguments>
+cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments... arguments) {
+  host_executor::Launch request;
+  request.kernel = reinterpret_cast<const void*>(kernel);
+  request.grid = config.grid;
+  request.block = config.block;
+  request.shared_bytes = config.shared_bytes;
+  request.cluster = config.cluster;
+  request.cooperative = config.cooperative;
+  request.overlap_previous = config.overlap_previous;
+  request.run_thread = [kernel, arguments...] { kernel(Parameters(arguments)...); };
+  return host_executor::launch(request);
+}
 
 #endif
+
+}  // namespace fastreg
