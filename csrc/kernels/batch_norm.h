@@ -1,0 +1,73 @@
+// Launch functions of the batch norm kernels.
+#pragma once
+
+#include "runtime.h"
+#include "types.h"
+
+namespace fastreg {
+
+// How [N, C, ...] lies in memory: [planes, channels, size] ("planes"), or [planes * size, channels] ("rows",
+// channels-last).
+struct BatchNormShape {
+  int64_t planes, channels, size;
+  bool rows;
+
+  int64_t per_channel() const { return planes * size; }
+};
+
+// One value per channel, contiguous: a parameter or a statistic, in fp32 or in the input's type. data may be null.
+struct ChannelValues {
+  void* data = nullptr;
+  bool is_float = false;
+};
+
+// What normalisation uses. In training: stats, the [3, channels] array (centre, mean - centre, 1 / deviation) of
+// compute type. In evaluation stats is null and the running statistics count.
+struct ChannelStatistics {
+  void* stats = nullptr;
+  ChannelValues running_mean, running_var;
+  double eps = 0;
+};
+
+// Scratch memory of one call, of the sizes that batch_norm_workspace asks for.
+struct Workspace {
+  void* partials = nullptr;     // any contents
+  unsigned* tickets = nullptr;  // zeros
+};
+struct WorkspaceSize {
+  int64_t partial_bytes, tickets;
+};
+// element_bytes: sizeof(T). Enough for forward and backward.
+WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shape, const Device& device);
+
+struct RunningUpdate {
+  ChannelValues mean, var;
+  int64_t* num_batches_tracked = nullptr;  // incremented
+  bool cumulative = false;                 // factor is 1 / (num_batches_tracked + 1)
+  double factor = 0;
+};
+
+// All functions: no dimension of the shape is zero. Tensors are dense, of any alignment that T needs.
+
+// Training statistics of x into statistics.stats, running statistics updated; then y normalised with them. Two
+// launches.
+template <class T>
+cudaError_t launch_batch_norm_train(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
+                                    const ChannelValues& bias, const ChannelStatistics& statistics,
+                                    const RunningUpdate& running, const Workspace& workspace, const Device& device);
+
+// y normalised with the running statistics. One launch.
+template <class T>
+cudaError_t launch_batch_norm_eval(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
+                                   const ChannelValues& bias, const ChannelStatistics& statistics,
+                                   const Device& device);
+
+// Gradients, of training where statistics.stats is set, else of evaluation. dx, dweight.data, dbias.data may be null:
+// not wanted. coefficients: scratch, [2, channels] of compute type. At most two launches.
+template <class T>
+cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
+                                       const ChannelValues& weight, const ChannelStatistics& statistics,
+                                       const ChannelValues& dweight, const ChannelValues& dbias, void* coefficients,
+                                       const Workspace& workspace, const Device& device);
+
+}  // namespace fastreg
