@@ -1,17 +1,15 @@
 """Batch norm: fake kernels, autograd, and the eager calls."""
 
 import torch
-from torch.autograd import Function
 from torch.library import Library, register_autograd, register_fake
 
-from fastreg.ops.dropout import needs_autograd
+from fastreg.ops.eager import BelowAutograd, Function, needs_autograd
 from fastreg.reference import batch_norm as reference
 
 _TRAIN = torch.ops.fastreg.batch_norm_train.default
 _EVAL = torch.ops.fastreg.batch_norm_eval.default
 _TRAIN_BACKWARD = torch.ops.fastreg.batch_norm_train_backward.default
 _EVAL_BACKWARD = torch.ops.fastreg.batch_norm_eval_backward.default
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 def _compute_dtype(x):
@@ -58,9 +56,9 @@ def _gradients(operator, mask, *arguments):
     if torch.is_grad_enabled():  # create_graph=True
         gradients = operator(*arguments, mask)
     else:
-        with _BelowAutograd():
+        with BelowAutograd():
             gradients = operator(*arguments, mask)
-    return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, mask, strict=True))
+    return gradients if all(mask) else tuple(g if wanted else None for g, wanted in zip(gradients, mask, strict=True))
 
 
 class _Train(Function):
@@ -69,7 +67,7 @@ class _Train(Function):
     @staticmethod
     def forward(ctx, input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, all_stats):
         _refuse_differentiable(ctx, "running_mean", "running_var")
-        with _BelowAutograd():
+        with BelowAutograd():
             output, stats = _TRAIN(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
         ctx.save_for_backward(input, weight, stats)
         all_stats.append(stats)
@@ -84,7 +82,7 @@ class _Eval(Function):
     @staticmethod
     def forward(ctx, input, weight, bias, running_mean, running_var, eps):
         _refuse_differentiable(ctx, "running_mean", "running_var")
-        with _BelowAutograd():
+        with BelowAutograd():
             output = _EVAL(input, weight, bias, running_mean, running_var, eps)
         ctx.save_for_backward(input, weight, running_mean, running_var)
         ctx.eps = eps
@@ -108,7 +106,7 @@ def train(input, weight, bias, running_mean, running_var, num_batches_tracked, m
     if needs_autograd(*arguments[:5]):
         all_stats = []
         return _Train.apply(*arguments, all_stats), all_stats[0]
-    with _BelowAutograd():
+    with BelowAutograd():
         return _TRAIN(*arguments)
 
 
@@ -117,7 +115,7 @@ def evaluate(input, weight, bias, running_mean, running_var, eps):
     arguments = input, weight, bias, running_mean, running_var, eps
     if needs_autograd(*arguments[:5]):
         return _Eval.apply(*arguments)
-    with _BelowAutograd():
+    with BelowAutograd():
         return _EVAL(*arguments)
 
 
@@ -147,13 +145,9 @@ def _downcast(gradients, likes):
     )
 
 
-def _wanted(ctx, gradients):
-    """The gradients of a backward operator's outputs, without those of outputs that were not computed."""
-    return _upcast(*(g if wanted else None for g, wanted in zip(gradients, ctx.output_mask, strict=True)))
-
-
 def _setup_train_backward(ctx, inputs, output):
-    grad_output, input, weight, stats, ctx.output_mask = inputs
+    ctx.set_materialize_grads(False)
+    grad_output, input, weight, stats, _ = inputs
     ctx.save_for_backward(grad_output, input, weight, stats)
 
 
@@ -164,12 +158,13 @@ def _train_double_backward(ctx, *gradients):
     # that the result can itself be differentiated.
     _, var = reference.moments(x.detach())
     eps = reference.per_channel(stats[2] ** -2 - var, x)
-    dg, dx, dw = reference.train_double_backward(*_wanted(ctx, gradients), g, x, weight, eps)
+    dg, dx, dw = reference.train_double_backward(*_upcast(*gradients), g, x, weight, eps)
     return *_downcast((dg, dx, dw), differentiable), None, None
 
 
 def _setup_eval_backward(ctx, inputs, output):
-    grad_output, input, weight, running_mean, running_var, ctx.eps, ctx.output_mask = inputs
+    ctx.set_materialize_grads(False)
+    grad_output, input, weight, running_mean, running_var, ctx.eps, _ = inputs
     ctx.save_for_backward(grad_output, input, weight, running_mean, running_var)
 
 
@@ -177,7 +172,7 @@ def _eval_double_backward(ctx, *gradients):
     *differentiable, running_mean, running_var = ctx.saved_tensors
     g, x, weight = _upcast(*differentiable)
     statistics = _upcast(running_mean, running_var)
-    d = reference.eval_double_backward(*_wanted(ctx, gradients), g, x, weight, *statistics, ctx.eps)
+    d = reference.eval_double_backward(*_upcast(*gradients), g, x, weight, *statistics, ctx.eps)
     return *_downcast(d, differentiable), None, None, None, None
 
 

@@ -6,19 +6,14 @@ order of the *forward* output, whatever the gradient's own order. What is kept f
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.library import Library, register_autograd, register_fake
+
+from fastreg.ops.eager import BelowAutograd, Function, needs_autograd
 
 _OP = torch.ops.fastreg.dropout.default
 _OP_ = torch.ops.fastreg.dropout_.default
 _SEEDED = torch.ops.fastreg.dropout_seeded.default
 _SEEDED_ = torch.ops.fastreg.dropout_seeded_.default
-_BelowAutograd = torch._C._AutoDispatchBelowAutograd
-
-
-def needs_autograd(*tensors):
-    """Whether an operation on these tensors (or None) has to be recorded."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def dense_strides(x):
@@ -57,14 +52,14 @@ def _mask_gradient(ctx, grad_output):
     arguments = grad_output, ctx.p, rng_state, ctx.strides, ctx.index_map
     if torch.is_grad_enabled():  # create_graph=True
         return _OP(*arguments)
-    with _BelowAutograd():
+    with BelowAutograd():
         return _OP(*arguments)
 
 
 class _Dropout(Function):
     @staticmethod
     def forward(ctx, input, p, rng_state):
-        with _BelowAutograd():
+        with BelowAutograd():
             if rng_state is None:
                 output, rng_state = _SEEDED(input, p)
             else:
@@ -97,7 +92,7 @@ class _DropoutInPlace(Function):
 
 def _below_autograd_(input, p, rng_state, index_map):
     """Dropout in place. Returns the rng_state that was used."""
-    with _BelowAutograd():
+    with BelowAutograd():
         if rng_state is None:
             return _SEEDED_(input, p, index_map)
         _OP_(input, p, rng_state, index_map)
@@ -108,7 +103,7 @@ def apply(input: Tensor, p: float, rng_state: Tensor | None) -> Tensor:
     """Dropout of an eager tensor, recorded by autograd. rng_state=None draws one."""
     if needs_autograd(input):
         return _Dropout.apply(input, p, rng_state)
-    with _BelowAutograd():
+    with BelowAutograd():
         return _SEEDED(input, p)[0] if rng_state is None else _OP(input, p, rng_state)
 
 

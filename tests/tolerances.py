@@ -1,0 +1,42 @@
+"""How far results may lie from the exact ones, and why: every tolerance of the suite.
+
+Errors are judged by torch's own error against the same float64 reference: at most MULTIPLE of it, plus some units in
+the last place (ulp) of the largest exact value.
+"""
+
+import math
+
+import torch
+
+MULTIPLE = 2.0
+ULPS = {
+    # Rounded once from float32 or better; where torch happens to be exact, ours may still round the other way.
+    "output": 1.0,
+    "grad_input": 1.0,
+    # Sums over N and the spatial dimensions, in float64 on the CPU and in trees of float32 on CUDA, rounded once.
+    "grad_parameter": 2.0,
+    # Moments that are exact to an ulp or so, one product, one sum, rounded once.
+    "running": 4.0,
+    # Formulas of ours in float32 against the same in float64: some ten roundings of terms that partly cancel.
+    "double_backward": 32.0,
+}
+
+
+def ulp(dtype, magnitude):
+    """The distance between neighbours of a number of this magnitude."""
+    return torch.finfo(dtype).eps * 2.0 ** math.floor(math.log2(magnitude)) if magnitude > 0 else 0.0
+
+
+def error(value, exact):
+    return (value.double() - exact).abs().max().item() if exact.numel() else 0.0
+
+
+def assert_accurate(kind, value, of_torch, exact):
+    """value is as near to the exact result as torch's is (of_torch None: within the ulps alone)."""
+    assert value.shape == exact.shape
+    largest = exact.abs().max().item() if exact.numel() else 0.0
+    bound = ULPS[kind] * ulp(value.dtype, largest)
+    if of_torch is not None:
+        assert value.dtype == of_torch.dtype
+        bound += MULTIPLE * error(of_torch, exact)
+    assert error(value, exact) <= bound, f"{kind}: error {error(value, exact):.3g} exceeds {bound:.3g}"
