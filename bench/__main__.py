@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -79,9 +80,11 @@ def _positive(text: str) -> int:
 def run_part(name: str, args: argparse.Namespace, described: dict) -> bool:
     """Run one part, print and write what it gave, also when it is cut short. Returns whether it was complete."""
     part, rows, complete = PARTS[name], [], False
+    contention = environment.Contention()
     try:
         for batch in part.rows(args):
-            rows += batch
+            share = contention.since_last()
+            rows += [row | {"contention": share} for row in batch]
         complete = True
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted, keeping what there is", file=sys.stderr)
@@ -90,6 +93,9 @@ def run_part(name: str, args: argparse.Namespace, described: dict) -> bool:
         title = part.title if complete else part.title + PARTIAL
         paths = results.write_results(args.out, name, described, rows, complete)
         if rows:
+            share = statistics.mean(row["contention"] for row in rows)
+            if share > results.CONTENDED:
+                caption += f" · NOT ALONE: other programs took {share:.0%} of the CPU time"
             paths.append(results.result_path(args.out, name, "png", complete))
             part.chart(rows, title, caption, paths[-1])
             print(f"\n{title}\n{caption}\n\n{part.report(rows)}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -81,7 +82,8 @@ def speed(rows: list[dict], title: str, caption: str, path: Path) -> None:
                 fontweight="bold",
             )
         values = [quantile for case in ratios.values() for quantile in case]
-        grid[0, 0].set_xlim(min(0.75, *values) / 1.1, max(2.0, *values) * 2.6)  # room for the figures
+        low, high = min(0.75, *values), max(2.0, *values)
+        grid[0, 0].set_xlim(low / 1.1, high * (high / low) ** 0.35)  # room for the figures
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         note = "Times PyTorch's speed (1x): median over the rounds, line from 20 to 80 %. Longer is faster."
         figure.supxlabel(f"{note}\n{caption}", x=0.01, ha="left", color=MUTED, fontsize=9)
@@ -96,7 +98,15 @@ def _ratio_bars(ax: Axes, bars: list[Quantiles | None], names: list[str]) -> Non
         colour = COLOURS[FASTREG.name if median >= 1 else TORCH.name]
         ax.barh(position, median - 1, left=1, height=0.66, color=colour)
         ax.plot([low, high], [position, position], color=INK, linewidth=1)
-        ax.text(max(1, high) * 1.08, position, f"{significant(median)}x", color=colour, fontweight="bold", va="center")
+        ax.annotate(
+            f"{significant(median)}x",
+            (max(1, high), position),
+            xytext=(5, 0),
+            textcoords="offset points",
+            color=colour,
+            fontweight="bold",
+            va="center",
+        )
     ax.axvline(1, color=COLOURS[TORCH.name], linewidth=1.2)
     ax.set_ylim(len(bars) - 0.4, -0.6)
     ax.set_yticks(range(len(names)), names, color=INK)
@@ -117,7 +127,7 @@ def curves(rows: list[dict], title: str, caption: str, path: Path) -> None:
         figure = Figure(figsize=(12, 4.2), layout="constrained")
         axes = figure.subplots(1, len(panels))
         for ax, (column, name) in zip(axes, panels.items(), strict=True):
-            _curve_panel(ax, rows, column, "{:.1%}" if column == "test_accuracy" else "{:.3f}")
+            _curve_panel(ax, rows, column, "{:.1%}".format if column == "test_accuracy" else significant)
             ax.set_title(name)
         for ax in axes[:2]:
             ax.set_yscale("log")
@@ -126,7 +136,7 @@ def curves(rows: list[dict], title: str, caption: str, path: Path) -> None:
             ax.yaxis.set_minor_locator(NullLocator())
         limits = [limit for ax in axes[:2] for limit in ax.get_ylim()]
         for ax in axes[:2]:
-            ax.set_ylim(min(limits), max(limits))
+            ax.set_ylim(min(limits) / 1.5, max(limits))  # room for the lower label
         axes[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         seeds = len({row["seed"] for row in rows})
@@ -137,7 +147,7 @@ def curves(rows: list[dict], title: str, caption: str, path: Path) -> None:
         figure.savefig(path)
 
 
-def _curve_panel(ax: Axes, rows: list[dict], column: str, form: str) -> None:
+def _curve_panel(ax: Axes, rows: list[dict], column: str, form: Callable[[float], str]) -> None:
     ends = {}
     for provider, colour in COLOURS.items():
         by_epoch: dict[int, list[float]] = {}
@@ -155,7 +165,7 @@ def _curve_panel(ax: Axes, rows: list[dict], column: str, form: str) -> None:
     for provider, anchor in ((lower, "top"), (upper, "bottom")):  # apart from each other, however close the ends
         epoch, value = ends[provider]
         ax.annotate(
-            f"{LABELS[provider]}\n{form.format(value)}",
+            f"{LABELS[provider]}\n{form(value)}",
             (epoch, value),
             xytext=(6, -3 if anchor == "top" else 3),
             textcoords="offset points",

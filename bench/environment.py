@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import re
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -55,6 +57,31 @@ def cpu_model() -> str:
     except OSError:
         names = []
     return " ".join(names[0].split()) if names else platform.processor() or platform.machine()
+
+
+class Contention:
+    """What other programs take of the CPU time that PyTorch's threads need. Linux only; 0 elsewhere."""
+
+    def __init__(self):
+        self._last = time.perf_counter(), _seconds_of_others()
+
+    def since_last(self) -> float:
+        """The share since the last call: 0 where the cores to spare were enough for the others, at most 1."""
+        last, self._last = self._last, (time.perf_counter(), _seconds_of_others())
+        elapsed, others = (now - before for now, before in zip(self._last, last, strict=True))
+        threads = torch.get_num_threads()
+        taken = others / elapsed - (os.cpu_count() - threads)
+        return min(max(taken / threads, 0.0), 1.0)
+
+
+def _seconds_of_others() -> float:
+    try:
+        total = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, total[:8])
+    own = os.times()
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 def caption(environment: dict) -> str:

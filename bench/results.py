@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+CONTENDED = 0.03  # a row is marked where other programs took more than this share of the CPU time
+
 
 def prepare_folder(folder: Path) -> None:
     """Make `folder` and write to it, so that an OSError comes before the work and not after it."""

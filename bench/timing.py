@@ -18,7 +18,7 @@ import torch
 
 from bench.cases import MEMORY_FORMATS, Case, cases
 from bench.providers import FASTREG, Provider, providers
-from bench.results import format_table, progress, significant
+from bench.results import CONTENDED, format_table, progress, significant
 
 COPY = "copy"  # Tensor.clone(): what reads and writes every element once and allocates its result, as the layers do
 POOL_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}  # beyond the caches that a layer would find its input in
@@ -161,7 +161,9 @@ def run(device: torch.device, quick: bool = False) -> Iterator[list[dict]]:
 
 
 def report(rows: list[dict]) -> str:
-    """A line per case and PyTorch provider; GB/s and the share of the copy's bandwidth are fastreg's."""
+    """A line per case and PyTorch provider; GB/s and the share of the copy's bandwidth are fastreg's.
+
+    A ratio marked with ! was measured while other programs took CPU time."""
     ours = {_case(row): row for row in rows if row["provider"] == FASTREG.name}
     lines = []
     for row in rows:
@@ -169,9 +171,10 @@ def report(rows: list[dict]) -> str:
             continue
         mine = ours[_case(row)]
         ratio = f"{significant(row['ratio'])} ({significant(row['ratio_20'])}-{significant(row['ratio_80'])})"
+        ratio += "!" if row.get("contention", 0) > CONTENDED else " "
         times = [significant(row["us"]), significant(mine["us"])]
         lines.append([*_case(row), row["provider"], *times, ratio, f"{mine['gb_per_s']:.1f}", f"{mine['of_copy']:.0%}"])
-    header = [*CASE_COLUMNS, "peer", "peer us", "fastreg us", "ratio (20-80 %)", "GB/s", "of copy"]
+    header = [*CASE_COLUMNS, "peer", "peer us", "fastreg us", "ratio (20-80 %) ", "GB/s", "of copy"]
     return format_table(header, lines, words=len(CASE_COLUMNS) + 1)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -262,6 +263,29 @@ def test_environment_keys_the_results(monkeypatch):
     assert "WITHOUT compiled cpu kernels" in environment.caption(described | {"fastreg_kernels": False})
 
 
+def test_contention_is_what_others_took_beyond_the_spare_cores(monkeypatch):
+    clock, others = iter([10.0, 12.0, 14.0]), iter([100.0, 102.0, 108.0])
+    monkeypatch.setattr(environment.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(environment, "_seconds_of_others", lambda: next(others))
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    contention = environment.Contention()
+    assert contention.since_last() == 0  # one core busy elsewhere, and one to spare
+    assert contention.since_last() == 1  # three busy elsewhere: two of ours
+    rows = list(timing.summarise(Case("dropout", "forward", (4,)), {n: [1.0] for n in ("copy", "torch", "fastreg")}))
+    assert "!" not in timing.report(rows)
+    assert "1.00 (1.00-1.00)!" in timing.report([row | {"contention": 0.5} for row in rows])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc/stat")
+def test_own_work_is_not_the_others(monkeypatch):
+    monkeypatch.setattr(environment.os, "times", lambda: SimpleNamespace(user=0.0, system=0.0))
+    everything = environment._seconds_of_others()
+    monkeypatch.setattr(environment.os, "times", lambda: SimpleNamespace(user=40.0, system=30.0))
+    assert everything - environment._seconds_of_others() == pytest.approx(70, abs=5)
+    assert everything > 0
+
+
 def test_speed_chart_compares_with_the_best_peer():
     case = Case("batch_norm", "forward", (2, 2))
     samples = {"copy": [1.0], "torch": [3.0], "torch_without_cudnn": [2.0], "fastreg": [4.0]}
@@ -336,7 +360,9 @@ def test_what_was_measured_outlives_an_interruption(failure, tmp_path, monkeypat
         with pytest.raises(RuntimeError):
             run_command("--device", "cpu", "--out", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f"timings.partial.{end}" for end in ("json", "csv", "png")}
-    assert json.loads((tmp_path / "timings.partial.json").read_text())["rows"] == rows
+    document = json.loads((tmp_path / "timings.partial.json").read_text())
+    assert [row.pop("contention") >= 0 for row in document["rows"]] == [True] * len(rows)
+    assert document["rows"] == rows
     assert "(partial" in capsys.readouterr().out
 
 
