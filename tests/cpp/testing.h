@@ -1,0 +1,41 @@
+// The smallest test harness that does: tests register themselves, expectations count.
+#pragma once
+
+#include <functional>
+#include <sstream>
+#include <string>
+
+namespace testing {
+
+struct Test {
+  Test(const char* name, std::function<void()> body);
+};
+
+// Reports the message where the condition does not hold. Returns the condition.
+bool expect(bool condition, const std::string& message, const char* file = __builtin_FILE(),
+            int line = __builtin_LINE());
+
+template <class A, class B>
+bool expect_equal(const A& actual, const B& expected, const std::string& what, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) {
+  if (actual == expected) return expect(true, "", file, line);
+  std::ostringstream message;
+  message << what << ": got " << actual << ", expected " << expected;
+  return expect(false, message.str(), file, line);
+}
+
+// A line of the test's output: counts and tables that are worth a look when all is well.
+void note(const std::string& line);
+
+// The sanitizer that this binary was built with.
+enum class Flavour { plain, asan, tsan };
+constexpr Flavour flavour =
+#if defined(__SANITIZE_ADDRESS__)
+    Flavour::asan;
+#elif defined(__SANITIZE_THREAD__)
+    Flavour::tsan;
+#else
+    Flavour::plain;
+#endif
+
+}  // namespace testing
