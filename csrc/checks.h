@@ -49,25 +49,16 @@ inline void check_per_channel(const char* op, const char* name, const std::optio
   if (t && t->defined()) check_per_channel(op, name, *t, input);
 }
 
-// Statistics that are written: also no two of them, nor one and the input, may share memory.
-inline void check_written(const char* op, const char* name, const std::optional<at::Tensor>& t,
-                          const at::Tensor& input) {
-  if (!t || !t->defined()) return;
-  check_per_channel(op, name, *t, input);
-  TORCH_CHECK(t->size(0) <= 1 || t->stride(0) != 0, op, ": ", name, " must not overlap itself, got strides ",
-              t->strides());
-}
-
-// Whether there is a momentum; without one the average is cumulative and needs the count.
-inline bool check_momentum(const char* op, std::optional<double> momentum, const std::optional<at::Tensor>& count,
+// Without a momentum the average is cumulative and needs the count.
+inline void check_momentum(const char* op, std::optional<double> momentum, const at::Tensor& count,
                            const at::Tensor& input) {
-  const bool counted = count && count->defined();
-  TORCH_CHECK_VALUE(momentum || counted, op, ": num_batches_tracked must be given where momentum is None, got None");
-  TORCH_CHECK(
-      !counted || (count->scalar_type() == at::kLong && count->numel() == 1 && count->device() == input.device()), op,
-      ": num_batches_tracked must be one int64 value on ", input.device(), ", got ",
-      counted ? count->scalar_type() : at::kLong, counted ? count->sizes() : at::IntArrayRef());
-  return momentum.has_value();
+  if (!count.defined()) {
+    TORCH_CHECK_VALUE(momentum, op, ": momentum must be given where num_batches_tracked is not, got None");
+    return;
+  }
+  TORCH_CHECK(count.scalar_type() == at::kLong && count.numel() == 1 && count.device() == input.device(), op,
+              ": num_batches_tracked must be one int64 value on ", input.device(), ", got ", count.scalar_type(), " ",
+              count.sizes(), " on ", count.device());
 }
 
 inline void check_grad_output(const char* op, const at::Tensor& grad, const at::Tensor& input) {

@@ -7,10 +7,10 @@ namespace fastreg {
 
 namespace {
 
-constexpr int kWidestColumns = 32;     // threads side by side: 512 bytes of a row
+constexpr int kWidestColumns = 32;  // threads side by side: 512 bytes of a row
 constexpr int kBlocksPerProcessor = 8;
 constexpr int64_t kMostSplits = 1024;
-constexpr int64_t kLeastVectors = 8;   // that a thread should get, before a channel is divided among more blocks
+constexpr int64_t kLeastVectors = 8;  // that a thread should get, before a channel is divided among more blocks
 
 struct Plan {
   Division division;
@@ -71,8 +71,8 @@ cudaError_t launch_normalize(const T* x, T* y, const BatchNormShape& shape, cons
                              int64_t* num_batches_tracked, const Device& device) {
   return with_access<T>(shape, aligned(x) && aligned(y), [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
-    return launch(config_for(plan, device), batch_norm_normalize_kernel<T, v, rows>, x, y, plan.division, weight,
-                  bias, statistics, num_batches_tracked);
+    return launch(config_for(plan, device), batch_norm_normalize_kernel<T, v, rows>, x, y, plan.division, weight, bias,
+                  statistics, num_batches_tracked);
   });
 }
 
@@ -98,8 +98,8 @@ cudaError_t launch_batch_norm_train(const T* x, T* y, const BatchNormShape& shap
   const cudaError_t error = with_access<T>(shape, aligned(x), [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
     const size_t shared = size_t(device.threads) * (rows ? v : 1) * sizeof(Moments<compute_t<T>>);
-    return launch(config_for(plan, device, shared), batch_norm_moments_kernel<T, v, rows>, x, plan.division,
-                  statistics, running, workspace);
+    return launch(config_for(plan, device, shared), batch_norm_moments_kernel<T, v, rows>, x, plan.division, statistics,
+                  running, workspace);
   });
   if (error != cudaSuccess) return error;
   return launch_normalize(x, y, shape, weight, bias, statistics, running.num_batches_tracked, device);
@@ -132,21 +132,20 @@ cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const Bat
   if (dx == nullptr) return cudaSuccess;
   return with_access<T>(shape, aligned(x) && aligned(dy) && aligned(dx), [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
-    return launch(config_for(plan, device), batch_norm_grad_input_kernel<T, v, rows>, dy, x, dx, plan.division,
-                  weight, statistics, static_cast<const A*>(both));
+    return launch(config_for(plan, device), batch_norm_grad_input_kernel<T, v, rows>, dy, x, dx, plan.division, weight,
+                  statistics, static_cast<const A*>(both));
   });
 }
 
-#define FASTREG_INSTANTIATE(T)                                                                                       \
-  template cudaError_t launch_batch_norm_train(const T*, T*, const BatchNormShape&, const ChannelValues&,            \
-                                               const ChannelValues&, const ChannelStatistics&, const RunningUpdate&, \
-                                               const Workspace&, const Device&);                                     \
-  template cudaError_t launch_batch_norm_eval(const T*, T*, const BatchNormShape&, const ChannelValues&,             \
-                                              const ChannelValues&, const ChannelStatistics&, const Device&);        \
-  template cudaError_t launch_batch_norm_backward(const T*, const T*, T*, const BatchNormShape&,                     \
-                                                  const ChannelValues&, const ChannelStatistics&,                    \
-                                                  const ChannelValues&, const ChannelValues&, void*,                 \
-                                                  const Workspace&, const Device&)
+#define FASTREG_INSTANTIATE(T)                                                                                         \
+  template cudaError_t launch_batch_norm_train(const T*, T*, const BatchNormShape&, const ChannelValues&,              \
+                                               const ChannelValues&, const ChannelStatistics&, const RunningUpdate&,   \
+                                               const Workspace&, const Device&);                                       \
+  template cudaError_t launch_batch_norm_eval(const T*, T*, const BatchNormShape&, const ChannelValues&,               \
+                                              const ChannelValues&, const ChannelStatistics&, const Device&);          \
+  template cudaError_t launch_batch_norm_backward(const T*, const T*, T*, const BatchNormShape&, const ChannelValues&, \
+                                                  const ChannelStatistics&, const ChannelValues&,                      \
+                                                  const ChannelValues&, void*, const Workspace&, const Device&)
 FASTREG_INSTANTIATE(float);
 FASTREG_INSTANTIATE(double);
 FASTREG_INSTANTIATE(half);

@@ -289,8 +289,7 @@ __global__ void __launch_bounds__(256, 3)
     store(stats + d.channels + c, r[k].mean);
     store(stats + 2 * d.channels + c, inverse_deviation(r[k].m2 / r[k].count, A(statistics.eps)));
     if (running.mean.data != nullptr)
-      write_value<T>(running.mean, c,
-                     updated_running(read_value<T>(running.mean, c), centre[k] + r[k].mean, factor));
+      write_value<T>(running.mean, c, updated_running(read_value<T>(running.mean, c), centre[k] + r[k].mean, factor));
     if (running.var.data != nullptr)
       write_value<T>(running.var, c,
                      updated_running(read_value<T>(running.var, c), r[k].m2 / (r[k].count - A(1)), factor));
@@ -330,8 +329,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const int k = kRows ? e : 0;
-        v[u].element[e] = from_compute<T>(
-            ((to_compute(v[u].element[e]) - centre[k]) - delta[k]) * scale[k] + shift[k]);
+        v[u].element[e] = from_compute<T>(((to_compute(v[u].element[e]) - centre[k]) - delta[k]) * scale[k] + shift[k]);
       }
       store_streaming(reinterpret_cast<Access*>(y + offsets[u]), v[u]);
     }

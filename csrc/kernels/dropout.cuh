@@ -12,7 +12,8 @@
 //                         pointers that are not 16-byte aligned, and index maps that split blocks.
 // A tail is a tile in which some accesses are cut short; all lanes still take part in the exchange.
 //
-// Bytes per element: sizeof(T) read, sizeof(T) written, no mask. kTilesInFlight tiles a warp are loaded before any is used.
+// Bytes per element: sizeof(T) read, sizeof(T) written, no mask. kTilesInFlight tiles a warp are loaded before any is
+// used.
 #pragma once
 
 #include "device.h"
@@ -26,7 +27,9 @@ constexpr int kTile = kWarp * kBlockElements;
 
 // Tiles that a warp loads before it uses any: four accesses in flight.
 template <int V>
-constexpr int kTilesInFlight = V >= 8 ? 4 : V >= 4 ? 2 : 1;
+constexpr int kTilesInFlight = V >= 8   ? 4
+                               : V >= 4 ? 2
+                                        : 1;
 
 __device__ __forceinline__ RandomState read_state(const StateSource& source) {
   return RandomState{
@@ -91,9 +94,8 @@ __device__ __forceinline__ Vector<T, V> dropped(Vector<T, V> v, uint32_t bits, c
 
 // kBlockMap: the map takes blocks of 8 elements to blocks of 8.
 template <class T, int V, bool kBlockMap>
-__global__ void __launch_bounds__(256)
-    dropout_kernel(const T* x, T* y, int64_t n, StateSource source, DropThreshold threshold, compute_t<T> scale,
-                   IndexMap map) {
+__global__ void __launch_bounds__(256) dropout_kernel(const T* x, T* y, int64_t n, StateSource source,
+                                                      DropThreshold threshold, compute_t<T> scale, IndexMap map) {
   constexpr int kAccesses = kBlockElements / V;
   constexpr int kUnroll = kTilesInFlight<V>;
   using Access = Vector<T, V>;
@@ -140,8 +142,7 @@ __global__ void __launch_bounds__(256)
           // The last elements of the tensor, fewer than an access.
           for (int e = 0; at + e < left; ++e) {
             const auto element = load(reinterpret_cast<const Vector<T, 1>*>(x + base + at + e));
-            store(reinterpret_cast<Vector<T, 1>*>(y + base + at + e),
-                  dropped<T, 1>(element, access_bits >> e, scale));
+            store(reinterpret_cast<Vector<T, 1>*>(y + base + at + e), dropped<T, 1>(element, access_bits >> e, scale));
           }
         }
       }
