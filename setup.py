@@ -105,9 +105,9 @@ def missing_compiler(environ):
     """What is missing for compiling an extension module, or None."""
     cxx = shlex.split(environ.get("CXX", "c++"))[0]
     if shutil.which(cxx, path=environ.get("PATH")) is None:
-        return f"no C++ compiler ({cxx})"
+        return f"no C++ compiler ({cxx}): install one, on Debian and Ubuntu by apt install g++"
     header = Path(sysconfig.get_path("include"), "Python.h")
-    return None if header.exists() else f"no Python headers ({header})"
+    return None if header.exists() else f"no {header}: install it, on Debian and Ubuntu by apt install python3-dev"
 
 
 def cuda_flags(toolkit, environ):
@@ -158,6 +158,7 @@ def build():
     """setup()'s arguments for the extension module."""
     # ninja from a virtual environment that is not activated; without ninja each build starts from nothing.
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    os.environ.setdefault("CXX", "c++")  # to compile and to link, whatever compiler Python itself was built with
     os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
     toolkit = find_toolkit(os.environ)
     if toolkit:
@@ -173,8 +174,8 @@ def build():
         )
     if missing := missing_compiler(os.environ):
         if os.environ.get("FASTREG_REQUIRE_EXT") == "1" or os.environ.get("FASTREG_CUDA") == "1":
-            fail(f"{missing}, which building the extension needs")
-        print(f"fastreg: {missing}: installing pure Python, which is slow", file=sys.stderr)
+            fail(f"the extension cannot be built: {missing}")
+        print(f"fastreg: pure Python only, which is slow: {missing}", file=sys.stderr)
         return {}
     with_cuda, note = use_cuda(os.environ.get("FASTREG_CUDA"), torch.version.cuda, nvcc_release(toolkit))
     print(f"fastreg: {note}", file=sys.stderr)

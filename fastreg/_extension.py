@@ -27,7 +27,7 @@ def _built_for(path):
 def _load(path, torch_version):
     """(module, None), or (None, why the extension at path cannot be used); path is None where there is none."""
     if path is None:
-        return None, f"the extension was not built, for want of a C++ compiler perhaps. {REMEDY}"
+        return None, f"the extension was not built: there may have been no C++ compiler. {REMEDY}"
     built_for = _built_for(path)
     if built_for is None or built_for.split("+")[0] != torch_version.split("+")[0]:
         return None, f"the extension was built for torch {built_for}, but torch {torch_version} is installed. {REMEDY}"

@@ -170,7 +170,7 @@ class TestSetup:
     def test_no_compiler(self, run, tmp_path):
         result = run("setup.py", "build", "--build-lib=built", CXX="/nonexistent/c++")
         assert result.returncode == 0, result.stderr
-        assert "no C++ compiler (/nonexistent/c++): installing pure Python" in result.stderr
+        assert "pure Python only, which is slow: no C++ compiler (/nonexistent/c++)" in result.stderr
         assert (tmp_path / "built/fastreg/_extension.py").exists()
 
     @pytest.mark.parametrize("variable", ["FASTREG_REQUIRE_EXT", "FASTREG_CUDA"])
