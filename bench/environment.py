@@ -89,7 +89,7 @@ def caption(environment: dict) -> str:
     e = environment
     parts = [e["device"]]
     if e["backend"] == "cpu":
-        parts.append(f"{e['threads']} threads, {e['instruction_set']}")
+        parts.append(f"{e['threads']} thread{'s' * (e['threads'] > 1)}, {e['instruction_set']}")
     else:
         parts.append(f"CUDA {e['cuda']}, cuDNN {e['cudnn']}")
     kernels = "" if e["fastreg_kernels"] else f" WITHOUT compiled {e['backend']} kernels"
