@@ -112,20 +112,9 @@ def _dropout_composed(input, p, inplace, rng_state):
     if rng_state is None:
         rng_state = reference.dropout.draw_state(input.device)
     else:
-        _check_rng_state(rng_state, input)
+        reference.dropout.check_rng_state(rng_state, input)
     output = reference.dropout.dropout(input, p, rng_state)
     return input.copy_(output) if inplace else output
-
-
-def _check_rng_state(rng_state, input):
-    """As the operators check it."""
-    if not isinstance(rng_state, Tensor) or rng_state.dtype != torch.int64:
-        got = rng_state.dtype if isinstance(rng_state, Tensor) else type(rng_state).__name__
-        raise TypeError(f"dropout: rng_state must be an int64 tensor, got {got}")
-    if rng_state.shape != (2,):
-        raise ValueError(f"dropout: rng_state must have shape [2], got {list(rng_state.shape)}")
-    if rng_state.device not in (input.device, torch.device("cpu")):
-        raise RuntimeError(f"dropout: rng_state must be on {input.device} or the CPU, got {rng_state.device}")
 
 
 def _dropout_of_others(input, p, training, inplace, rng_state):

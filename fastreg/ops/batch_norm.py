@@ -19,13 +19,31 @@ def _compute_dtype(x):
 # ---- fake kernels: shapes, dtypes and strides of what the operators return
 
 
+def _check_per_channel(input, **values):
+    """Raise what the operators raise where a parameter or statistic does not go with input."""
+    if input.dim() < 2:
+        raise ValueError(f"batch_norm: input must have at least 2 dimensions, got {input.dim()}")
+    for name, value in values.items():
+        if value is None:
+            continue
+        if value.shape != (input.shape[1],):
+            raise RuntimeError(
+                f"batch_norm: {name} must have shape [{input.shape[1]}], one value per channel of input, "
+                f"got {list(value.shape)}"
+            )
+        if value.device != input.device:
+            raise RuntimeError(f"batch_norm: {name} must be on {input.device}, got {value.device}")
+
+
 @register_fake("fastreg::batch_norm_train")
 def _(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps):
+    _check_per_channel(input, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
     return torch.empty_like(input), input.new_empty((3, input.shape[1]), dtype=_compute_dtype(input))
 
 
 @register_fake("fastreg::batch_norm_eval")
 def _(input, weight, bias, running_mean, running_var, eps):
+    _check_per_channel(input, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
     return torch.empty_like(input)
 
 

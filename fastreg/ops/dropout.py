@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 
 from fastreg.ops.eager import BelowAutograd, Function, needs_autograd
+from fastreg.reference.dropout import check_rng_state
 
 _OP = torch.ops.fastreg.dropout.default
 _OP_ = torch.ops.fastreg.dropout_.default
@@ -26,12 +27,13 @@ def dense_strides(x):
 
 @register_fake("fastreg::dropout")
 def _(input, p, rng_state, strides=None, index_map=None):
+    check_rng_state(rng_state, input)
     return torch.empty_like(input) if strides is None else input.new_empty_strided(input.shape, strides)
 
 
 @register_fake("fastreg::dropout_")
 def _(input, p, rng_state, index_map=None):
-    return None
+    check_rng_state(rng_state, input)
 
 
 @register_fake("fastreg::dropout_seeded")
@@ -109,18 +111,25 @@ def apply(input: Tensor, p: float, rng_state: Tensor | None) -> Tensor:
 
 def apply_(input: Tensor, p: float, rng_state: Tensor | None, index_map=None) -> Tensor:
     """Dropout in place of an eager tensor, recorded by autograd. Returns the rng_state that was used."""
+    _refuse_unwritable(input)
     if not needs_autograd(input):
         return _below_autograd_(input, p, rng_state, index_map)
-    _refuse_what_autograd_will(input)
     states = []
     _DropoutInPlace.apply(input, p, rng_state, index_map, states)
     return states[0]
 
 
-def _refuse_what_autograd_will(input):
-    """Raise torch's own error for tensors that may not be modified in place; mark_dirty would, but after the write."""
-    base = input._base
-    if input.is_leaf or (base is not None and (base.is_leaf or _is_one_of_many_views(input))):
+def _refuse_unwritable(input):
+    """Raise torch's own error, by an operation of torch's, where autograd forbids to modify input.
+
+    mark_dirty would raise most of these, but after the write.
+    """
+    if needs_autograd(input):
+        base = input._base
+        forbidden = input.is_leaf or (base is not None and (base.is_leaf or _is_one_of_many_views(input)))
+    else:
+        forbidden = input.is_inference() and not torch.is_inference_mode_enabled()
+    if forbidden:
         input.mul_(1)
 
 

@@ -103,3 +103,14 @@ def draw_state(device):
     """A fresh rng_state from the device's default generator: a seed of 64 bits, offset 0."""
     seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
     return torch.cat((seed, torch.zeros_like(seed)))
+
+
+def check_rng_state(rng_state, input):
+    """Raise what the operators raise where rng_state does not go with input."""
+    if not isinstance(rng_state, torch.Tensor) or rng_state.dtype != torch.int64:
+        got = rng_state.dtype if isinstance(rng_state, torch.Tensor) else type(rng_state).__name__
+        raise TypeError(f"dropout: rng_state must be an int64 tensor, got {got}")
+    if rng_state.shape != (2,):
+        raise ValueError(f"dropout: rng_state must have shape [2], got {list(rng_state.shape)}")
+    if rng_state.device not in (input.device, torch.device("cpu")):
+        raise RuntimeError(f"dropout: rng_state must be on {input.device} or the CPU, got {rng_state.device}")
