@@ -135,7 +135,8 @@ def describe_extension(torch, cpp_extension, pybind11, toolkit, environ):
         libraries += ["c10_cuda", "torch_cuda", "cudart"]
         gencode, gpus = cuda_flags(toolkit, environ)
         macros += [("FASTREG_WITH_CUDA", None), ("FASTREG_CUDA_ARCHITECTURES", f'"{gpus}"')]
-        nvcc = ["-G" if debug else "-lineinfo", "-g" if debug else "-O3", "--threads=2", "-Xfatbin=-compress-all", *gencode]
+        nvcc = ["-G", "-g"] if debug else ["-O3", "-lineinfo"]
+        nvcc += ["--threads=2", "-Xfatbin=-compress-all", *gencode]
     # The headers of torch are system headers to the C++ compiler, so that our warnings stay readable, and unknown to
     # nvcc, so that no kernel can come to depend on them.
     device = "cuda" if toolkit else "cpu"
