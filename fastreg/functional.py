@@ -196,8 +196,12 @@ def batch_norm(
 
 
 def takes_batch_norm(input: Tensor) -> bool:
-    """Whether fastreg's operators compute the batch norm of input; else torch's do."""
-    return _is_ours(input) and _has_operators(input)
+    """Whether fastreg's operators compute the batch norm of input; else torch's do. Neither takes integers."""
+    if _is_ours(input):
+        return _has_operators(input)
+    if isinstance(input, Tensor) and not (input.dtype.is_floating_point or input.dtype.is_complex):
+        raise NotImplementedError(f"batch_norm: input must be floating point, got {input.dtype}")
+    return False
 
 
 def batch_norm_with_count(

@@ -163,9 +163,13 @@ def _downcast(gradients, likes):
     )
 
 
+def _wanted(ctx, gradients):
+    """The gradients of a backward operator's outputs, without those of outputs that were not computed."""
+    return _upcast(*(g if wanted else None for g, wanted in zip(gradients, ctx.output_mask, strict=True)))
+
+
 def _setup_train_backward(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    grad_output, input, weight, stats, _ = inputs
+    grad_output, input, weight, stats, ctx.output_mask = inputs
     ctx.save_for_backward(grad_output, input, weight, stats)
 
 
@@ -176,13 +180,12 @@ def _train_double_backward(ctx, *gradients):
     # that the result can itself be differentiated.
     _, var = reference.moments(x.detach())
     eps = reference.per_channel(stats[2] ** -2 - var, x)
-    dg, dx, dw = reference.train_double_backward(*_upcast(*gradients), g, x, weight, eps)
+    dg, dx, dw = reference.train_double_backward(*_wanted(ctx, gradients), g, x, weight, eps)
     return *_downcast((dg, dx, dw), differentiable), None, None
 
 
 def _setup_eval_backward(ctx, inputs, output):
-    ctx.set_materialize_grads(False)
-    grad_output, input, weight, running_mean, running_var, ctx.eps, _ = inputs
+    grad_output, input, weight, running_mean, running_var, ctx.eps, ctx.output_mask = inputs
     ctx.save_for_backward(grad_output, input, weight, running_mean, running_var)
 
 
@@ -190,7 +193,7 @@ def _eval_double_backward(ctx, *gradients):
     *differentiable, running_mean, running_var = ctx.saved_tensors
     g, x, weight = _upcast(*differentiable)
     statistics = _upcast(running_mean, running_var)
-    d = reference.eval_double_backward(*_upcast(*gradients), g, x, weight, *statistics, ctx.eps)
+    d = reference.eval_double_backward(*_wanted(ctx, gradients), g, x, weight, *statistics, ctx.eps)
     return *_downcast(d, differentiable), None, None, None, None
 
 
