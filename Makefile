@@ -25,6 +25,7 @@ stamp = $(if $(VENV),$(VENV)/.$(1)-$(KEY))
 BUILD = $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help bench test py-test cpp-test lint build clean
 
 help:
@@ -37,7 +38,7 @@ bench: $(call stamp,bench)  ## time fastreg against PyTorch and train the digits
 
 test: py-test cpp-test  ## all tests
 
-py-test: $(call stamp,test)  ## the Python tests
+py-test: $(call stamp,test) $(call stamp,bench)  ## the Python tests
 	$(BUILD)
 	$(PY) -m pytest $(ARGS)
 
