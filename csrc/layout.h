@@ -27,11 +27,13 @@ struct ChannelLayout {
   int64_t per_channel() const { return planes * size; }
 };
 
-// The layout of a dense tensor with N outermost and C next to it or innermost; nullopt for any other.
+// The layout of a dense tensor with N outermost and C next to it or innermost, or of an empty one; nullopt for any
+// other.
 inline std::optional<ChannelLayout> channel_layout(const at::Tensor& x) {
   const int64_t planes = x.size(0), channels = x.size(1);
   int64_t size = 1;
   for (int64_t d = 2; d < x.dim(); ++d) size *= x.size(d);
+  if (x.numel() == 0) return ChannelLayout{planes, channels, size, false};
 
   // Expected strides, from the innermost dimension out; dimensions of size one have no say.
   const auto spatial_is_dense = [&](int64_t stride) {

@@ -7,6 +7,8 @@
 
 #include <string>
 
+#include "cpu/kernels.h"
+
 namespace {
 
 namespace py = pybind11;
@@ -26,6 +28,11 @@ py::dict build_info() {
   py::dict info;
   info["torch"] = FASTREG_TORCH_VERSION;
   info["compiler"] = kCompiler;
+#if defined(FASTREG_HOST_EXECUTOR)
+  info["instruction_set"] = "CUDA kernels in the host executor";
+#else
+  info["instruction_set"] = fastreg::cpu::instruction_set();
+#endif
 #if defined(FASTREG_WITH_CUDA)
   info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   info["cuda_architectures"] = FASTREG_CUDA_ARCHITECTURES;

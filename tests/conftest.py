@@ -1,10 +1,21 @@
-"""What all tests share: CUDA tests are left out, and counted, where there is no GPU."""
+"""What all tests share: CUDA tests are left out, and counted, where there is no GPU.
+
+With FASTREG_TEST_KERNELS=host-executor the tests of the CPU run the CUDA kernels instead, on the CPU.
+"""
+
+import os
+import sys
 
 import hypothesis
 import pytest
 import torch
 
-from fastreg import _extension
+if os.environ.get("FASTREG_TEST_KERNELS") == "host-executor":
+    from tests.host_executor import extension
+
+    sys.modules["fastreg._C"] = extension.load()
+
+from fastreg import _extension  # noqa: E402
 
 # No test asserts a time; a failure prints what reproduces it.
 hypothesis.settings.register_profile("fastreg", deadline=None, print_blob=True)

@@ -98,4 +98,6 @@ struct BatchNormBackend {
 }  // namespace
 }  // namespace fastreg::cuda
 
-TORCH_LIBRARY_IMPL(fastreg, CUDA, m) { fastreg::BatchNormOperators<fastreg::cuda::BatchNormBackend>::register_in(m); }
+TORCH_LIBRARY_IMPL(fastreg, FASTREG_DISPATCH_KEY, m) {
+  fastreg::BatchNormOperators<fastreg::cuda::BatchNormBackend>::register_in(m);
+}

@@ -1,12 +1,24 @@
-// What every CUDA operator does around its launches: the device made current, its stream and size, errors checked.
+// What a CUDA operator needs of torch around its launches: the device made current, its stream and size, random
+// states, errors checked. The test extension that runs the kernels on the CPU replaces this file and nothing else.
 #pragma once
 
+#if defined(FASTREG_HOST_EXECUTOR)
+
+#include "host_executor/extension/call.h"
+
+#else
+
 #include <ATen/core/Tensor.h>
+#include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "../kernels/dropout.h"
 #include "../kernels/runtime.h"
+
+#define FASTREG_DISPATCH_KEY CUDA
 
 namespace fastreg::cuda {
 
@@ -27,6 +39,35 @@ inline Device current_device() {
       cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, c10::cuda::current_device()));
   return device;
 }
+
+inline bool is_on_device(const at::Tensor& tensor) { return tensor.is_cuda(); }
+
+inline bool is_capturing() {
+  return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+}
+
+// The next state of the current device's generator, safe to capture in a CUDA graph.
+inline StateSource next_random_state() {
+  auto* generator = at::check_generator<at::CUDAGeneratorImpl>(at::cuda::detail::getDefaultCUDAGenerator());
+  const std::lock_guard<std::mutex> lock(generator->mutex_);
+  const at::PhiloxCudaState philox = generator->philox_cuda_state(kStateAdvance);
+  StateSource state;
+  if (philox.captured_) {
+    state.seed_pointer = philox.seed_.ptr;
+    state.offset_pointer = philox.offset_.ptr;
+    state.offset = philox.offset_intragraph_;
+  } else {
+    state.seed = philox.seed_.val;
+    state.offset = philox.offset_.val;
+  }
+  return state;
+}
+
+}  // namespace fastreg::cuda
+
+#endif
+
+namespace fastreg::cuda {
 
 inline void check(const char* op, cudaError_t error) {
   TORCH_CHECK(error == cudaSuccess, op, ": CUDA launch failed: ", cudaGetErrorString(error));

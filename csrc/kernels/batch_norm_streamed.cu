@@ -40,8 +40,6 @@ Plan plan_for(const BatchNormShape& s, int vector, const Device& device) {
   return {d, dim3(unsigned(groups), unsigned((d.length + d.split_length - 1) / d.split_length))};
 }
 
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 LaunchConfig config_for(const Plan& plan, const Device& device, size_t shared_bytes = 0) {
   LaunchConfig config;
   config.grid = plan.grid;
@@ -69,7 +67,7 @@ template <class T>
 cudaError_t launch_normalize(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
                              const ChannelValues& bias, const ChannelStatistics& statistics,
                              int64_t* num_batches_tracked, const Device& device) {
-  return with_access<T>(shape, aligned(x) && aligned(y), [&](auto v, auto rows) {
+  return with_access<T>(shape, is_aligned(x) && is_aligned(y), [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
     return launch(config_for(plan, device), batch_norm_normalize_kernel<T, v, rows>, x, y, plan.division, weight, bias,
                   statistics, num_batches_tracked);
@@ -95,7 +93,7 @@ template <class T>
 cudaError_t launch_batch_norm_train(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
                                     const ChannelValues& bias, const ChannelStatistics& statistics,
                                     const RunningUpdate& running, const Workspace& workspace, const Device& device) {
-  const cudaError_t error = with_access<T>(shape, aligned(x), [&](auto v, auto rows) {
+  const cudaError_t error = with_access<T>(shape, is_aligned(x), [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
     const size_t shared = size_t(device.threads) * (rows ? v : 1) * sizeof(Moments<compute_t<T>>);
     return launch(config_for(plan, device, shared), batch_norm_moments_kernel<T, v, rows>, x, plan.division, statistics,
@@ -121,7 +119,7 @@ cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const Bat
   A* const both = static_cast<A*>(coefficients);
   const bool training = statistics.stats != nullptr;
   if (training || dweight.data != nullptr || dbias.data != nullptr) {
-    const cudaError_t error = with_access<T>(shape, aligned(x) && aligned(dy), [&](auto v, auto rows) {
+    const cudaError_t error = with_access<T>(shape, is_aligned(x) && is_aligned(dy), [&](auto v, auto rows) {
       const Plan plan = plan_for(shape, v, device);
       const size_t shared = size_t(device.threads) * (rows ? v : 1) * sizeof(GradSums<A>);
       return launch(config_for(plan, device, shared), batch_norm_grad_sums_kernel<T, v, rows>, dy, x, plan.division,
@@ -130,7 +128,7 @@ cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const Bat
     if (error != cudaSuccess) return error;
   }
   if (dx == nullptr) return cudaSuccess;
-  return with_access<T>(shape, aligned(x) && aligned(dy) && aligned(dx), [&](auto v, auto rows) {
+  return with_access<T>(shape, is_aligned(x) && is_aligned(dy) && is_aligned(dx), [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
     return launch(config_for(plan, device), batch_norm_grad_input_kernel<T, v, rows>, dy, x, dx, plan.division, weight,
                   statistics, static_cast<const A*>(both));

@@ -5,8 +5,6 @@ namespace fastreg {
 
 namespace {
 
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 bool maps_blocks_to_blocks(const IndexMap& map, int64_t n) {
   if (map.first % kBlockElements != 0) return false;
   return n <= map.row || (map.row % kBlockElements == 0 && map.row_stride % kBlockElements == 0);
@@ -30,7 +28,7 @@ template <class T>
 cudaError_t launch_dropout(const T* x, T* y, int64_t n, const DropoutParameters& p, const Device& device) {
   if (n == 0) return cudaSuccess;
   if (!maps_blocks_to_blocks(p.map, n)) return run<T, 1, false>(x, y, n, p, device);
-  if (!aligned(x) || !aligned(y)) return run<T, 1, true>(x, y, n, p, device);
+  if (!is_aligned(x) || !is_aligned(y)) return run<T, 1, true>(x, y, n, p, device);
   return run<T, kVector<T>, true>(x, y, n, p, device);
 }
 

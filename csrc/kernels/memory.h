@@ -12,9 +12,10 @@ struct alignas(sizeof(T) * N) Vector {
   T element[N];
 };
 
-// Elements of T in the widest access.
+// Elements of T in the widest access, and whether an array can be accessed so.
 template <class T>
 constexpr int kVector = 16 / int(sizeof(T));
+inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 #if defined(__CUDACC__)
 

@@ -1,0 +1,38 @@
+// csrc/cuda/call.h for the CPU: the operators of csrc/cuda with their kernels in the host executor, for CPU tensors.
+#pragma once
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/core/Tensor.h>
+
+#include "kernels/dropout.h"
+#include "kernels/runtime.h"
+
+#define FASTREG_DISPATCH_KEY CPU
+
+namespace fastreg::cuda {
+
+struct Guard {
+  explicit Guard(const at::Tensor&) {}
+};
+
+// Small, so that every boundary between warps, blocks and splits is near.
+inline Device current_device() {
+  Device device;
+  device.multiprocessors = 4;
+  device.threads = 64;
+  return device;
+}
+
+inline bool is_on_device(const at::Tensor&) { return true; }
+inline bool is_capturing() { return false; }
+
+// What the CPU backend draws, so that the same tests hold for both.
+inline StateSource next_random_state() {
+  auto* generator = at::check_generator<at::CPUGeneratorImpl>(at::detail::getDefaultCPUGenerator());
+  const std::lock_guard<std::mutex> lock(generator->mutex_);
+  StateSource state;
+  state.seed = generator->random64() % ~uint64_t(0) - (uint64_t(1) << 63);
+  return state;
+}
+
+}  // namespace fastreg::cuda

@@ -1,0 +1,3 @@
+// The CUDA kernels as C++.
+#include "kernels/batch_norm_streamed.cu"
+#include "kernels/dropout.cu"
