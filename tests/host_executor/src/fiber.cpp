@@ -45,6 +45,11 @@ constexpr size_t kStack = 256 * 1024;  // only touched pages cost memory
 constexpr size_t kStack = 64 * 1024;
 #endif
 
+#if defined(FASTREG_EXECUTOR_TSAN)
+// A switch is the executor's choice: only barriers order the kernel's threads.
+constexpr unsigned kOrdersNothing = 1;
+#endif
+
 }  // namespace
 
 Fiber::Fiber() {
@@ -91,7 +96,6 @@ void Fiber::switch_to(Fiber& other) {
   __sanitizer_start_switch_fiber(&fake_stack_, other.stack_, kStack);
 #endif
 #if defined(FASTREG_EXECUTOR_TSAN)
-  constexpr unsigned kOrdersNothing = 1;  // a switch is the executor's choice: only barriers order the kernel's threads
   __tsan_switch_to_fiber(other.sanitizer_fiber, kOrdersNothing);
 #endif
 #if FASTREG_FIBER_UCONTEXT
@@ -101,6 +105,17 @@ void Fiber::switch_to(Fiber& other) {
 #endif
 #if defined(FASTREG_EXECUTOR_ASAN)
   __sanitizer_finish_switch_fiber(fake_stack_, nullptr, nullptr);
+#endif
+}
+
+void Fiber::settle() {
+#if defined(FASTREG_EXECUTOR_TSAN)
+  char key = 0;
+  void* caller = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(sanitizer_fiber, kOrdersNothing);
+  release(&key);
+  __tsan_switch_to_fiber(caller, kOrdersNothing);
+  acquire(&key);
 #endif
 }
 

@@ -25,6 +25,9 @@ class Fiber {
   // For the first lines of `entry`.
   static void started();
 
+  // For a context that will never run again: what it did comes before what the caller does from now on.
+  void settle();
+
   // ThreadSanitizer's name of this context.
   void* sanitizer_fiber = nullptr;
 

@@ -86,6 +86,7 @@ void Machine::run_grid(Grid& grid) {
     blockDim = thread.block->grid->launch.block;
     gridDim = thread.block->grid->launch.grid;
     host_->switch_to(*thread.fiber);
+    tell_where();
     current_ = nullptr;
     if (thread.done && thread.block->cluster->alive == 0) retire(*thread.block->cluster);
   }
@@ -355,8 +356,17 @@ void Machine::report_stuck() {
   }
 }
 
+// The threads are in the middle of a kernel and hold references to all of this.
 void Machine::abandon() {
-  static std::vector<std::deque<Step>> abandoned;
+  static auto& abandoned = *new std::vector<std::deque<Step>>;
+  for (const Step& step : stream_) {
+    if (!step.grid) continue;
+    for (const auto& cluster : step.grid->clusters) {
+      for (const Block& block : cluster->blocks) {
+        for (const Thread& thread : block.threads) thread.fiber->settle();
+      }
+    }
+  }
   abandoned.push_back(std::move(stream_));
   stream_.clear();
   ready_ = {};

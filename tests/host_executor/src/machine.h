@@ -17,8 +17,7 @@ namespace host_executor {
 class Machine {
  public:
   // --- for the host
-  // Starts afresh under these options. What is left of an earlier run that got stuck is abandoned, not freed: its
-  // threads are in the middle of a kernel.
+  // Starts afresh under these options.
   void reset(const Options& options);
   void enqueue(std::unique_ptr<Grid> grid);
   void enqueue(std::function<void()> host_operation);

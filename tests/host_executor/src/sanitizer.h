@@ -78,7 +78,9 @@ class Quiet {
 
 // Reports of the sanitizers since the start of the process.
 int sanitizer_reports();
-// From now on each report is counted and followed by which kernel, block and thread were running.
+// From now on reports are counted.
 void watch_sanitizers();
+// If there was a report since the last call, says which kernel, block and thread are running.
+void tell_where();
 
 }  // namespace host_executor
