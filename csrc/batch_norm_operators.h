@@ -12,7 +12,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "checks.h"
@@ -140,9 +139,14 @@ struct BatchNormOperators {
     const auto parameter = x.options().dtype(w.defined() ? w.scalar_type() : compute_dtype(x.scalar_type()));
     Gradients gradients;
     if (output_mask[0]) gradients.input = at::empty_like(x);
-    if (output_mask[1]) gradients.weight = at::zeros({input.size(1)}, parameter);
-    if (output_mask[2]) gradients.bias = at::zeros({input.size(1)}, parameter);
-    if (x.numel() > 0) Backend::backward(*channel_layout(x), dy, x, w, statistics, gradients);
+    if (output_mask[1]) gradients.weight = at::empty({input.size(1)}, parameter);
+    if (output_mask[2]) gradients.bias = at::empty({input.size(1)}, parameter);
+    if (x.numel() > 0) {
+      Backend::backward(*channel_layout(x), dy, x, w, statistics, gradients);
+    } else {
+      for (const Tensor& sum : {gradients.weight, gradients.bias})
+        if (sum.defined()) sum.zero_();
+    }
 
     const auto or_empty = [&](const Tensor& t) { return t.defined() ? t : at::empty({0}, x.options()); };
     return {output_mask[0] ? in_order_of(gradients.input, input) : or_empty({}), or_empty(gradients.weight),

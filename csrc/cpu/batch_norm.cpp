@@ -270,9 +270,13 @@ void backward(const ChannelLayout& layout, const Tensor& dy, const Tensor& x, co
   const bool need_sums = training || gradients.weight.defined() || gradients.bias.defined();
   std::vector<double> centre, delta, invstd;
   if (training) {
-    centre = values_of(statistics.stats.select(0, 0), channels, 0.0);
-    delta = values_of(statistics.stats.select(0, 1), channels, 0.0);
-    invstd = values_of(statistics.stats.select(0, 2), channels, 0.0);
+    dispatch_floating(statistics.stats.scalar_type(), "batch_norm", [&](auto tag) {
+      const auto* row = const_data<decltype(tag)>(statistics.stats);
+      for (std::vector<double>* values : {&centre, &delta, &invstd}) {
+        values->resize(size_t(channels));
+        for (double& value : *values) value = double(to_compute(*row++));
+      }
+    });
   } else {
     centre = values_of(statistics.running_mean, channels, 0.0);
     delta.assign(size_t(channels), 0.0);

@@ -1,6 +1,8 @@
 // Batch norm on CUDA devices.
 #include "../kernels/batch_norm.h"
 
+#include <ATen/ops/zeros.h>
+
 #include "../batch_norm_operators.h"
 #include "call.h"
 
