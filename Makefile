@@ -62,7 +62,7 @@ clean:  ## remove what was built; the environments stay
 ifneq ($(VENV),)
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'make: PYTHON must be 3.10 or later')"
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(call stamp,torch): | $(VENV)/bin/python
 	rm -f $(VENV)/.torch-* $(VENV)/.test-* $(VENV)/.bench-*
