@@ -3,8 +3,8 @@
 Where a call goes:
 
 - CPU and CUDA tensors whose backend was compiled: fastreg's operators;
-- under ``torch.func`` transforms and forward-mode AD, and for dropout where no backend was compiled: operators
-  composed of torch's, with the same dropout masks;
+- under ``torch.func`` transforms, forward-mode AD and ``torch.jit.trace``, and where no backend was compiled: dropout
+  composed of torch's operators, with the same masks, and torch's own batch norm;
 - everything else (other devices, dtypes and layouts, tensor subclasses, ``FASTREG_DISABLE=1``): torch's own functions.
 """
 
@@ -44,6 +44,7 @@ def _has_operators(input) -> bool:
     """Whether the operators can take this tensor of ours: compiled, and no transform that they have no rule for."""
     return (
         input.device.type in _COMPILED_BACKENDS
+        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -145,3 +146,30 @@ assert not hasattr(torch.ops.fastreg, "dropout")
 """
     environment = {**os.environ, "FASTREG_DISABLE": "1", "FASTREG_EXPECT": ""}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+def test_without_extension():
+    """The same masks, and batch norm as torch's."""
+    program = """
+import sys, warnings
+sys.modules["fastreg._C"] = None
+with warnings.catch_warnings(record=True) as caught:
+    import fastreg
+assert len(caught) == 1 and "slow fallbacks" in str(caught[0].message)
+import torch
+x, state = torch.randn(3, 100, requires_grad=True), torch.tensor([42, 8])
+y = fastreg.functional.dropout(x, 0.1, rng_state=state)
+assert torch.equal(y, fastreg.reference.dropout.dropout(x, 0.1, state))
+y.sum().backward()
+assert torch.equal(x.grad == 0, y == 0)
+torch.manual_seed(5); y = fastreg.nn.Dropout()(torch.ones(1000))
+torch.save(y, sys.argv[1])
+norm = fastreg.nn.BatchNorm1d(100, momentum=None)
+torch.testing.assert_close(norm(x), torch.nn.BatchNorm1d(100, momentum=None)(x))
+assert norm.num_batches_tracked == 1
+"""
+    with tempfile.NamedTemporaryFile() as file:
+        environment = {**os.environ, "FASTREG_EXPECT": ""}
+        subprocess.run([sys.executable, "-c", program, file.name], check=True, env=environment)
+        torch.manual_seed(5)
+        assert torch.equal(torch.load(file.name), F.dropout(torch.ones(1000)))

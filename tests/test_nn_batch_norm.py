@@ -260,3 +260,19 @@ def test_users_subclass():
 def test_sync_batch_norm_conversion():
     module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(fastreg.nn.BatchNorm2d(4))
     assert type(module) is torch.nn.SyncBatchNorm
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_jit_trace(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5), fastreg.nn.BatchNorm1d(5), fastreg.nn.Dropout()).eval()
+    x = torch.randn(6, 4)
+    torch.jit.trace(model, x).save(tmp_path / "model.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "model.pt")(x), model(x))
+
+
+def test_inference_mode():
+    one, other = fastreg.nn.BatchNorm1d(4), torch.nn.BatchNorm1d(4)
+    x = torch.randn(6, 4)
+    with torch.inference_mode():
+        torch.testing.assert_close(one(x), other(x))
+    assert_same(one, other, SHAPES[1])
