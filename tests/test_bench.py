@@ -171,6 +171,16 @@ def test_networks_have_the_same_initial_weights_and_their_own_layers():
 
 
 def test_both_sides_see_the_same_batches_and_draws(monkeypatch):
+    draws = []
+    train_epoch = training.train_epoch
+
+    def spy(*arguments):
+        state = torch.get_rng_state()
+        draws.append(torch.rand(()).item())
+        torch.set_rng_state(state)
+        return train_epoch(*arguments)
+
+    monkeypatch.setattr(training, "train_epoch", spy)
     monkeypatch.setattr(training, "PROVIDERS", (TORCH, Provider("fastreg", nn)))
     rows = [row for batch in training.run(CPU, epochs=2, seeds=2) for row in batch]
     assert [(row["seed"], row["epoch"], row["provider"]) for row in rows] == [
@@ -183,6 +193,8 @@ def test_both_sides_see_the_same_batches_and_draws(monkeypatch):
     for seed, epoch in ((0, 1), (0, 2), (1, 1), (1, 2)):
         assert outcome[seed, epoch, "torch"] == outcome[seed, epoch, "fastreg"]
     assert len(set(outcome.values())) == 4
+    assert draws[::2] == draws[1::2]
+    assert len(set(draws)) == 4  # another stream for each seed and epoch
 
 
 def test_an_epoch_trains_on_every_batch_after_an_evaluation():
