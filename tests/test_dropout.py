@@ -119,7 +119,8 @@ def test_accepts_what_torch_accepts_for_p(device):
 # ---- states
 
 
-def test_cpu_seed_is_one_randint(device):
+def test_states_drawn(device):
+    """On the CPU a seed of 64 bits from one randint; on CUDA the generator's seed, and its offset in steps of 8."""
     x = torch.ones(1000, device=device)
     torch.manual_seed(5)
     y = [F.dropout(x) for _ in range(2)]
