@@ -62,7 +62,7 @@ def run(device: torch.device, epochs: int, seeds: int) -> Iterator[list[dict]]:
             for epoch in range(1, epochs + 1):
                 rows = []
                 for name in list(nets)[:: 1 if epoch % 2 else -1]:
-                    torch.manual_seed(seed << 32 | epoch)  # the CPU's generator heeds 32 bits only
+                    torch.manual_seed(seed * 1_000_000 + epoch)  # the CPU's generator heeds 32 bits only
                     seconds = train_epoch(nets[name], optimisers[name], train_x, train_y)
                     train_loss, train_accuracy = evaluate(nets[name], train_x, train_y)
                     test_loss, test_accuracy = evaluate(nets[name], test_x, test_y)
