@@ -1,4 +1,4 @@
-"""What all tests share: CUDA tests are left out, and counted, where there is no GPU.
+"""What all tests share: tests that need a GPU, nvcc or much time are left out, and counted, where there is none.
 
 With FASTREG_TEST_KERNELS=host-executor the tests of the CPU run the CUDA kernels instead, on the CPU.
 """
@@ -21,7 +21,25 @@ from fastreg import _extension  # noqa: E402
 hypothesis.settings.register_profile("fastreg", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fastreg")
 
-LEFT_OUT = pytest.StashKey[int]()
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+def has_nvcc():
+    from tests.codegen import toolchain
+
+    return toolchain.find_nvcc() is not None
+
+
+# Markers of tests that cannot run everywhere: whether they can here, and what the summary says where they cannot.
+NEEDS = {
+    "cuda": (lambda config: torch.cuda.is_available(), "need a GPU and have not run: there is none here"),
+    "nvcc": (lambda config: has_nvcc(), "need nvcc and have not run: there is none here"),
+    "full": (lambda config: config.getoption("--full"), "take long and have not run: --full runs them"),
+}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the tests marked full, too")
 
 
 def pytest_report_header():
@@ -29,14 +47,15 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(config, items):
-    if torch.cuda.is_available():
-        return
-    left_out = [item for item in items if item.get_closest_marker("cuda")]
-    config.stash[LEFT_OUT] = len(left_out)
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+    counts = config.stash.setdefault(LEFT_OUT, {})
+    for marker, (available, _) in NEEDS.items():
+        left_out = [item for item in items if item.get_closest_marker(marker)]
+        if left_out and not available(config):
+            counts[marker] = len(left_out)
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if count := config.stash.get(LEFT_OUT, 0):
-        terminalreporter.write_line(f"{count} tests need a GPU and have not run: there is none here", yellow=True)
+    for marker, count in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"{count} tests {NEEDS[marker][1]}", yellow=True)

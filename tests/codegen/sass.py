@@ -1,0 +1,146 @@
+"""Reading machine code: from the text of `cuobjdump -sass` to a kernel's main loop.
+
+The main loop. A streaming kernel's loop holds more than what runs each time: tails, slow paths, a second random draw.
+So its instructions are counted along a path. For the target of each backward branch, take the cycles through it with
+the most 128-bit accesses, and of these the one with the fewest instructions: it passes by everything that moves no
+full vector. Leave out cycles around another one; of the rest the main loop is the one with the most 128-bit accesses:
+the unrolled loop, not the one for what is left over. No path leads through a call. Predicated instructions count: they
+take their issue slot either way. What other blocks have written (.STRONG) is not part of a stream.
+"""
+
+import heapq
+import re
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+FUNCTION = re.compile(r"^\s*Function : (\S+)", re.MULTILINE)
+# For the newest architectures scheduling hints follow: &req={2} ?trans5.
+INSTRUCTION = re.compile(
+    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+) +)?([A-Z][\w.]*)\s*(.*?)\s*(?: [&?][^;]*)?;", re.MULTILINE
+)
+TARGET = re.compile(r"0x([0-9a-f]+)$")
+
+# Instructions of the ALU pipe: logic, shifts, comparisons, selection, integer addition, packing of 16-bit floats
+# (Nsight Compute's documentation, "pipelines"). IMAD in its many uses, FP16 and FP32 arithmetic have another pipe,
+# instructions that begin with U the uniform one.
+ALU = re.compile(
+    "BMSK|F2FP|FMNMX|FSEL|FSET|FSETP|I2IP|IABS|IADD3|IMNMX|ISETP|LEA|LOP3|MOV|P2R|PLOP3|PRMT|R2P|SEL|SGXT|SHF|VABSDIFF|"
+    "VIADD|VIADDMNMX|VIMNMX|VIMNMX3"
+)
+LOADS = {"LDG", "LD", "LDGSTS"}
+STORES = {"STG", "ST"}
+LOCAL = {"LDL", "STL"}
+ENDS = {"EXIT", "RET", "CALL", "BRX", "BRXU", "JMP", "JMX", "JMXU"}  # no path goes on from here
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    predicate: str | None
+    opcode: str  # with its modifiers, such as LDG.E.128
+    operands: str
+
+    @cached_property
+    def name(self):
+        return self.opcode.split(".")[0]
+
+    @cached_property
+    def target(self):
+        """Where a branch goes, else None."""
+        return int(TARGET.search(self.operands)[1], 16) if self.name == "BRA" else None
+
+    @cached_property
+    def falls_through(self):
+        if self.name == "BRA":
+            return self.opcode != "BRA" or self.predicate is not None or "," in self.operands
+        return self.name not in ENDS or self.predicate is not None
+
+    @cached_property
+    def streams(self):
+        """Bits that it moves from or to global memory as part of a stream, at most 128; else 0."""
+        modifiers = self.opcode.split(".")[1:]
+        if self.name not in LOADS | STORES or "STRONG" in modifiers:
+            return 0
+        return next((width for width in (128, 64) if str(width) in modifiers), 32)
+
+
+def parse(text):
+    """{mangled name: [Instruction]}."""
+    pieces = FUNCTION.split(text)
+    return {
+        name: [Instruction(int(m[1], 16), m[2], m[3], m[4]) for m in INSTRUCTION.finditer(body)]
+        for name, body in zip(pieces[1::2], pieces[2::2], strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Block:
+    """Instructions that run one after the other, and the blocks that may follow."""
+
+    instructions: list[Instruction]
+    successors: list[int]
+    wide: int
+
+
+def blocks(instructions):
+    """The basic blocks in the order of their addresses. After BSYNC threads go on behind it, where BSSY said."""
+    addresses = [i.address for i in instructions]
+    cuts = {0, len(instructions)}
+    for at, instruction in enumerate(instructions):
+        if instruction.target is not None:
+            cuts |= {at + 1, bisect_left(addresses, instruction.target)}
+        elif not instruction.falls_through:
+            cuts.add(at + 1)
+    cuts = sorted(cuts)
+    result = []
+    for number, (begin, end) in enumerate(pairwise(cuts)):
+        last = instructions[end - 1]
+        successors = [number + 1] if last.falls_through and end < len(instructions) else []
+        if last.target is not None:
+            successors.append(bisect_left(cuts, bisect_left(addresses, last.target)))
+        body = instructions[begin:end]
+        result.append(Block(body, successors, wide_accesses(body)))
+    return result
+
+
+def cheapest_cycle(graph, head, limit):
+    """Of the cycles through head with the most 128-bit accesses (up to limit), the shortest: its blocks, or None."""
+    distance, previous = {}, {}
+    best = (0, 0, None)  # accesses, minus length, last state
+    queue = [(0, head, 0, None)]
+    while queue:
+        length, number, wide, origin = heapq.heappop(queue)
+        if number == head and origin is not None:
+            best = max(best, (wide, -length, origin), key=lambda cycle: cycle[:2])
+            continue
+        state = (number, wide)
+        if state in distance:
+            continue
+        distance[state], previous[state] = length, origin
+        block = graph[number]
+        if wide + block.wide <= limit:
+            for successor in block.successors:
+                heapq.heappush(queue, (length + len(block.instructions), successor, wide + block.wide, state))
+    path, state = [], best[2]
+    while state is not None:
+        path.append(state[0])
+        state = previous[state]
+    return path[::-1] or None
+
+
+def main_loop(instructions):
+    """The instructions of the main loop in the order of a pass, or None where no loop has 128-bit accesses."""
+    graph = blocks(instructions)
+    heads = {s for number, block in enumerate(graph) for s in block.successors if s <= number}
+    limit = sum(block.wide for block in graph)
+    cycles = [path for head in heads if limit and (path := cheapest_cycle(graph, head, limit))]
+    inner = [path for path in cycles if not any(set(other) < set(path) for other in cycles)]
+    loops = [[i for number in path for i in graph[number].instructions] for path in inner]
+    return max(loops, key=lambda loop: (wide_accesses(loop), -len(loop)), default=None)
+
+
+def wide_accesses(instructions, kinds=LOADS | STORES):
+    """How many of them stream 128 bits."""
+    return sum(i.streams == 128 and i.name in kinds for i in instructions)
