@@ -57,6 +57,7 @@ struct Traffic {
   uint64_t bytes = 0;     // sum over these accesses
   uint64_t requests = 0;  // by warps: one for the lanes that execute an instruction together
   uint64_t sectors = 0;   // of 32 bytes, distinct within a request
+  Traffic& operator+=(const Traffic& other);
   // Share of the bytes of the touched sectors that were asked for; below 1 the kernel moves bytes in vain. Above 1
   // where lanes ask for the same byte.
   double sector_use() const { return sectors ? double(bytes) / (32.0 * double(sectors)) : 1.0; }
@@ -64,11 +65,14 @@ struct Traffic {
 
 struct Counts {
   uint64_t launches = 0, blocks = 0, threads = 0, atomics = 0;
-  Traffic load, store;           // asynchronous copies included
-  uint64_t bulk_bytes = 0;       // of these, moved by bulk copies (no warp requests)
-  uint64_t shared_requests = 0;  // accesses to shared memory through memory.h, by warps,
-  uint64_t bank_conflicts = 0;   // and how many more cycles than one each they take
+  Traffic load, store;                               // asynchronous copies included
+  std::map<std::string, Traffic> load_of, store_of;  // the same, by the name of the Buffer
+  uint64_t bulk_bytes = 0;                           // of these, moved by bulk copies (no warp requests)
+  uint64_t shared_requests = 0;                      // accesses to shared memory through memory.h, by warps,
+  uint64_t bank_conflicts = 0;                       // and how many more cycles than one each they take
 };
+
+Counts& operator+=(Counts& sum, const Counts& other);
 
 struct Result {
   std::vector<std::string> errors;       // each names kernel, block, thread and schedule

@@ -41,13 +41,20 @@ uint64_t count_conflicts(const std::vector<uint64_t>& addresses, unsigned bytes)
 
 }  // namespace
 
-void RequestCounter::add(Counts& counts, Access access, bool shared, const void* instruction, int lane,
-                         const void* address, unsigned bytes) {
+void add_traffic(Counts& counts, Access access, const std::string& buffer, const Traffic& traffic) {
+  const bool load = access == Access::load;
+  (load ? counts.load : counts.store) += traffic;
+  if (!buffer.empty()) (load ? counts.load_of : counts.store_of)[buffer] += traffic;
+}
+
+void RequestCounter::add(Counts& counts, Access access, bool shared, const std::string* buffer, const void* instruction,
+                         int lane, const void* address, unsigned bytes) {
   Instruction& executed = instructions_[instruction];
   const uint32_t number = executed.executions[lane]++;
   Request& request = executed.open[number];
   request.access = access;
   request.shared = shared;
+  if (buffer && request.buffer.empty()) request.buffer = *buffer;
   request.bytes = bytes;
   request.lanes |= 1u << lane;
   request.address[lane] = reinterpret_cast<uint64_t>(address);
@@ -74,11 +81,12 @@ void RequestCounter::count(Counts& counts, const Request& request) {
     counts.bank_conflicts += count_conflicts(addresses, request.bytes);
     return;
   }
-  Traffic& traffic = request.access == Access::load ? counts.load : counts.store;
-  traffic.accesses += addresses.size();
-  traffic.bytes += addresses.size() * request.bytes;
-  traffic.requests += 1;
-  traffic.sectors += count_sectors(addresses, request.bytes);
+  Traffic traffic;
+  traffic.accesses = addresses.size();
+  traffic.bytes = addresses.size() * request.bytes;
+  traffic.requests = 1;
+  traffic.sectors = count_sectors(addresses, request.bytes);
+  add_traffic(counts, request.access, request.buffer, traffic);
 }
 
 }  // namespace host_executor

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -10,12 +11,16 @@
 
 namespace host_executor {
 
+// buffer: the name of the one that was accessed, or "".
+void add_traffic(Counts& counts, Access access, const std::string& buffer, const Traffic& traffic);
+
 // The accesses of one warp. Lanes run one after another here; on a device those at the same instruction would move
 // together. The n-th execution of an instruction by each lane is taken for one request.
 class RequestCounter {
  public:
-  void add(Counts& counts, Access access, bool shared, const void* instruction, int lane, const void* address,
-           unsigned bytes);
+  // buffer: the name of the one that the access is in, or null.
+  void add(Counts& counts, Access access, bool shared, const std::string* buffer, const void* instruction, int lane,
+           const void* address, unsigned bytes);
   // Counts the requests that have not seen all lanes.
   void finish(Counts& counts);
 
@@ -25,6 +30,7 @@ class RequestCounter {
     unsigned bytes = 0;
     Access access = Access::load;
     bool shared = false;
+    std::string buffer;
     uint64_t address[32];
   };
   struct Instruction {

@@ -71,29 +71,29 @@ std::string describe_access(Access access, const void* address, size_t bytes) {
   return text;
 }
 
-// Whether the access stays inside the buffer that it touches, guards counted in.
-bool within_buffer(Access access, const void* address, size_t bytes) {
+// The buffer that the access is in, or null; reports an access that leaves one.
+struct Located {
+  const DeviceMemory* buffer;
+  bool allowed;
+};
+Located locate(Access access, const void* address, size_t bytes) {
   const auto* p = static_cast<const char*>(address);
   const auto& all = buffers();
-  if (all.empty() && !machine.options().buffers_only) return true;
-  const auto inside = [&](const DeviceMemory& memory) {
-    return p >= memory.data() && p + bytes <= memory.data() + memory.size();
-  };
-  const auto after = all.upper_bound(p + kBufferGuard);
-  for (auto it = after; it != all.begin();) {
+  for (auto it = all.upper_bound(p + kBufferGuard); it != all.begin();) {
     --it;
     const DeviceMemory& memory = *it->second;
-    if (inside(memory)) return true;
-    const bool touches = p + bytes > memory.data() - kBufferGuard && p < memory.data() + memory.size() + kBufferGuard;
-    if (touches) {
+    const char* end = memory.data() + memory.size();
+    if (p >= end + kBufferGuard) break;  // beyond it, hence beyond all before it
+    if (p >= memory.data() && p + bytes <= end) return {&memory, true};
+    if (p + bytes > memory.data() - kBufferGuard) {
       machine.fail(describe_access(access, address, bytes) + ", which leaves '" + memory.name() + "': it starts " +
                    std::to_string(p - memory.data()) + " bytes into its " + std::to_string(memory.size()));
-      return false;
+      return {&memory, false};
     }
-    if (p >= memory.data() + memory.size() + kBufferGuard) break;  // beyond it, hence beyond all before it
   }
-  if (machine.options().buffers_only) machine.fail(describe_access(access, address, bytes) + ", which is in no buffer");
-  return !machine.options().buffers_only;
+  if (!machine.options().buffers_only) return {nullptr, true};
+  machine.fail(describe_access(access, address, bytes) + ", which is in no buffer");
+  return {nullptr, false};
 }
 
 bool aligned(const void* address, size_t bytes) {
@@ -112,17 +112,20 @@ bool check_access(Access access, const void* address, size_t bytes) {
     return false;
   }
   const Block* owner = shared_owner(address);
+  Located located = {nullptr, true};
   if (owner) {
     if (!within_shared(*owner, address, bytes)) {
       machine.fail(describe_access(access, address, bytes) + ", which leaves its variable in shared memory");
       return false;
     }
-  } else if (!within_buffer(access, address, bytes)) {
-    return false;
+  } else {
+    located = locate(access, address, bytes);
+    if (!located.allowed) return false;
   }
   if (machine.options().count) {
     Thread& self = machine.current();
-    self.warp->requests.add(*self.block->grid->counts, access, owner != nullptr, __builtin_return_address(0), self.lane,
+    self.warp->requests.add(*self.block->grid->counts, access, owner != nullptr,
+                            located.buffer ? &located.buffer->name() : nullptr, __builtin_return_address(0), self.lane,
                             address, unsigned(bytes));
   }
   return true;
@@ -145,18 +148,15 @@ bool check_shared_access(const void* address, size_t bytes) {
 bool check_bulk_access(Access access, const void* address, size_t bytes) {
   Quiet quiet;
   machine.access_point();
-  if (!within_buffer(access, address, bytes)) return false;
-  if (machine.options().count) {
+  const Located located = locate(access, address, bytes);
+  if (located.allowed && machine.options().count) {
     Counts& counts = *machine.current().block->grid->counts;
-    Traffic& traffic = access == Access::load ? counts.load : counts.store;
     const auto first = reinterpret_cast<uintptr_t>(address);
-    traffic.accesses += 1;
-    traffic.requests += 1;
-    traffic.bytes += bytes;
-    traffic.sectors += (first + bytes + 31) / 32 - first / 32;
+    add_traffic(counts, access, located.buffer ? located.buffer->name() : "",
+                {1, bytes, 1, (first + bytes + 31) / 32 - first / 32});
     counts.bulk_bytes += bytes;
   }
-  return true;
+  return located.allowed;
 }
 
 void create_shared_memory(Block& block) {

@@ -146,25 +146,33 @@ Result run(const Options& options, const std::function<void()>& function) {
   return result;
 }
 
+Traffic& Traffic::operator+=(const Traffic& other) {
+  accesses += other.accesses;
+  bytes += other.bytes;
+  requests += other.requests;
+  sectors += other.sectors;
+  return *this;
+}
+
+Counts& operator+=(Counts& sum, const Counts& other) {
+  sum.launches += other.launches;
+  sum.blocks += other.blocks;
+  sum.threads += other.threads;
+  sum.atomics += other.atomics;
+  sum.load += other.load;
+  sum.store += other.store;
+  for (const auto& [buffer, traffic] : other.load_of) sum.load_of[buffer] += traffic;
+  for (const auto& [buffer, traffic] : other.store_of) sum.store_of[buffer] += traffic;
+  sum.bulk_bytes += other.bulk_bytes;
+  sum.shared_requests += other.shared_requests;
+  sum.bank_conflicts += other.bank_conflicts;
+  return sum;
+}
+
 Counts Result::counts_of(const std::string& kernel) const {
   Counts sum;
-  const auto add = [](Traffic& to, const Traffic& from) {
-    to.accesses += from.accesses;
-    to.bytes += from.bytes;
-    to.requests += from.requests;
-    to.sectors += from.sectors;
-  };
   for (const auto& [name, one] : counts) {
-    if (name.find(kernel) == std::string::npos) continue;
-    sum.launches += one.launches;
-    sum.blocks += one.blocks;
-    sum.threads += one.threads;
-    sum.atomics += one.atomics;
-    add(sum.load, one.load);
-    add(sum.store, one.store);
-    sum.bulk_bytes += one.bulk_bytes;
-    sum.shared_requests += one.shared_requests;
-    sum.bank_conflicts += one.bank_conflicts;
+    if (name.find(kernel) != std::string::npos) sum += one;
   }
   return sum;
 }

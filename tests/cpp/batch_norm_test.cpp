@@ -1,0 +1,422 @@
+// The batch norm kernels against plain loops in long double.
+#include "batch_norm.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernel_testing.h"
+#include "memory.h"
+
+namespace fastreg {
+namespace {
+
+using host_executor::Buffer;
+using host_executor::Schedule;
+using testing::expect;
+using testing::expect_equal;
+using testing::to_double;
+
+using Doubles = std::vector<double>;
+
+// Where element i of channel c lies, i in [0, per_channel).
+size_t at(const BatchNormShape& s, int64_t c, int64_t i) {
+  if (s.rows) return size_t(i * s.channels + c);
+  return size_t((i / s.size * s.channels + c) * s.size + i % s.size);
+}
+
+std::string describe(const BatchNormShape& s) {
+  return std::string(s.rows ? "rows " : "planes ") + std::to_string(s.planes) + "x" + std::to_string(s.channels) + "x" +
+         std::to_string(s.size);
+}
+
+// ---- The reference, from the values that the kernel is given. fp64 sums would be no better than the fp64 kernels ----
+
+using Long = long double;
+
+struct Problem {
+  BatchNormShape shape;
+  Doubles x, dy, weight, bias, running_mean, running_var;
+  double eps = 1e-5;
+};
+
+struct Statistics {
+  std::vector<Long> mean, var;  // var: of the batch, biased
+};
+
+Statistics batch_statistics(const Problem& p) {
+  Statistics s;
+  const int64_t n = p.shape.per_channel();
+  for (int64_t c = 0; c < p.shape.channels; ++c) {
+    Long sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; ++i) sum += p.x[at(p.shape, c, i)];
+    const Long mean = sum / Long(n);
+    for (int64_t i = 0; i < n; ++i) {
+      const Long deviation = p.x[at(p.shape, c, i)] - mean;
+      squares += deviation * deviation;
+    }
+    s.mean.push_back(mean);
+    s.var.push_back(squares / Long(n));
+  }
+  return s;
+}
+
+Doubles normalised(const Problem& p, const Statistics& s) {
+  Doubles y(p.x.size());
+  for (int64_t c = 0; c < p.shape.channels; ++c) {
+    const Long scale = p.weight[size_t(c)] / std::sqrt(s.var[size_t(c)] + p.eps);
+    for (int64_t i = 0; i < p.shape.per_channel(); ++i) {
+      const size_t j = at(p.shape, c, i);
+      y[j] = double((p.x[j] - s.mean[size_t(c)]) * scale + p.bias[size_t(c)]);
+    }
+  }
+  return y;
+}
+
+struct Gradients {
+  Doubles dx, dweight, dbias;
+};
+
+Gradients gradients(const Problem& p, const Statistics& s, bool training) {
+  Gradients g;
+  g.dx.resize(p.x.size());
+  const auto n = Long(p.shape.per_channel());
+  for (int64_t c = 0; c < p.shape.channels; ++c) {
+    const Long invstd = 1 / std::sqrt(s.var[size_t(c)] + p.eps);
+    Long sum = 0, sum_xhat = 0;
+    for (int64_t i = 0; i < p.shape.per_channel(); ++i) {
+      const size_t j = at(p.shape, c, i);
+      sum += p.dy[j];
+      sum_xhat += p.dy[j] * (p.x[j] - s.mean[size_t(c)]) * invstd;
+    }
+    for (int64_t i = 0; i < p.shape.per_channel(); ++i) {
+      const size_t j = at(p.shape, c, i);
+      const Long xhat = (p.x[j] - s.mean[size_t(c)]) * invstd;
+      const Long centred = training ? p.dy[j] - sum / n - xhat * sum_xhat / n : Long(p.dy[j]);
+      g.dx[j] = double(p.weight[size_t(c)] * invstd * centred);
+    }
+    g.dweight.push_back(double(sum_xhat));
+    g.dbias.push_back(double(sum));
+  }
+  return g;
+}
+
+// ---- The kernel's side ----
+
+// Values without structure, in [-1, 1).
+class Noise {
+ public:
+  double next() {
+    state_ = state_ * 6364136223846793005ull + 1442695040888963407ull;
+    return double(int64_t(state_) >> 11) * 0x1p-52;
+  }
+
+ private:
+  uint64_t state_ = 12345;
+};
+
+// The values as a T holds them; the doubles become equal to them.
+template <class T>
+std::vector<T> rounded(Doubles& values) {
+  std::vector<T> all;
+  for (double& value : values) {
+    all.push_back(testing::from_double<T>(value));
+    value = to_double(all.back());
+  }
+  return all;
+}
+
+double largest(const Doubles& values) {
+  double most = 0;
+  for (const double v : values) most = std::max(most, std::fabs(v));
+  return most;
+}
+
+// |got - expected| <= tolerance for all; negated, so that NaN fails.
+template <class T>
+void expect_close(const Buffer<T>& got, const Doubles& expected, double tolerance, const std::string& what) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const bool close = std::fabs(to_double(got[i]) - expected[i]) <= tolerance;
+    if (!expect(close, what + "[" + std::to_string(i) + "] is " + std::to_string(to_double(got[i])) + ", expected " +
+                           std::to_string(expected[i]) + " within " + std::to_string(tolerance))) {
+      return;
+    }
+  }
+}
+
+// The design's bound: 4 ulp of the largest result and 1e-6. In fp64 the second term is rounding, too.
+template <class T>
+double tolerance(const Doubles& expected, double terms = 1) {
+  const double ulp = testing::epsilon<T>() * largest(expected);
+  const double arithmetic = sizeof(T) == 8 ? 1e-14 : 1e-6;
+  return 4 * ulp + arithmetic * std::max(1.0, largest(expected)) * terms;
+}
+
+Problem problem_of(const BatchNormShape& shape, double mean, double deviation) {
+  Problem p;
+  p.shape = shape;
+  Noise noise;
+  const auto elements = size_t(shape.channels * shape.per_channel());
+  for (size_t i = 0; i < elements; ++i) {
+    p.x.push_back(mean + deviation * noise.next());
+    p.dy.push_back(noise.next() + 0.25);
+  }
+  for (int64_t c = 0; c < shape.channels; ++c) {
+    p.weight.push_back(1.5 * noise.next());
+    p.bias.push_back(noise.next());
+    p.running_mean.push_back(noise.next());
+    p.running_var.push_back(1.25 + noise.next());
+  }
+  return p;
+}
+
+struct Scratch {
+  explicit Scratch(const WorkspaceSize& size)
+      : partials(size_t(size.partial_bytes), "partials"),
+        tickets(std::vector<unsigned>(size_t(size.tickets), 0u), "tickets") {}
+  Workspace workspace() { return {partials.data(), tickets.data()}; }
+  Buffer<char> partials;
+  Buffer<unsigned> tickets;
+};
+
+// What differs between runs of one shape.
+struct Variant {
+  size_t offset = 0;          // of the tensors, in elements: 1 rules 16-byte accesses out
+  bool parameters = true;     // weight and bias are there
+  bool float_values = false;  // parameters and running statistics in fp32, whatever the input is
+  bool cumulative = false;
+  double mean = 0.5, deviation = 1.0;
+};
+
+std::string describe(const char* type, const BatchNormShape& shape, const Variant& v) {
+  return std::string(type) + " " + describe(shape) + (v.offset ? " misaligned" : "") +
+         (v.parameters ? "" : " no parameters") + (v.float_values ? " fp32 parameters" : "") +
+         (v.cumulative ? " cumulative" : "") + " mean " + std::to_string(v.mean);
+}
+
+// T: the input's type, P: that of parameters and running statistics.
+template <class T, class P>
+void check_as(const BatchNormShape& shape, const Variant& v, const Schedule& schedule) {
+  using A = compute_t<T>;
+  const std::string what = describe(testing::type_name<T>(), shape, v);
+  const Device device = testing::virtual_device();
+  const bool is_float = std::is_same<P, float>::value;
+  const auto channels = size_t(shape.channels);
+  Problem p = problem_of(shape, v.mean, v.deviation);
+
+  Buffer<T> x(rounded<T>(p.x), "x", v.offset), dy(rounded<T>(p.dy), "dy", v.offset);
+  Buffer<P> weight(rounded<P>(p.weight), "weight"), bias(rounded<P>(p.bias), "bias");
+  Buffer<P> running_mean(rounded<P>(p.running_mean), "running_mean");
+  Buffer<P> running_var(rounded<P>(p.running_var), "running_var");
+  if (!v.parameters) {
+    p.weight.assign(channels, 1.0);
+    p.bias.assign(channels, 0.0);
+  }
+  Buffer<T> y(p.x.size(), "y", v.offset), dx(p.x.size(), "dx", v.offset);
+  Buffer<A> stats(3 * channels, "stats"), coefficients(2 * channels, "coefficients");
+  Buffer<P> dweight(channels, "dweight"), dbias(channels, "dbias");
+  Buffer<int64_t> batches(std::vector<int64_t>{3}, "num_batches_tracked");
+  const ChannelValues none;
+  const ChannelValues weight_values = v.parameters ? ChannelValues{weight.data(), is_float} : none;
+  const ChannelValues bias_values = v.parameters ? ChannelValues{bias.data(), is_float} : none;
+  const WorkspaceSize size = batch_norm_workspace(int(sizeof(T)), shape, device);
+
+  // Evaluation first: it uses the running statistics that training changes.
+  const Statistics running = {{p.running_mean.begin(), p.running_mean.end()},
+                              {p.running_var.begin(), p.running_var.end()}};
+  ChannelStatistics evaluation;
+  evaluation.running_mean = {running_mean.data(), is_float};
+  evaluation.running_var = {running_var.data(), is_float};
+  evaluation.eps = p.eps;
+  testing::run_clean(schedule, false, what + " eval", [&] {
+    return launch_batch_norm_eval<T>(x.data(), y.data(), shape, weight_values, bias_values, evaluation, device);
+  });
+  Doubles expected = normalised(p, running);
+  expect_close(y, expected, tolerance<T>(expected, 1 + largest(p.x)), what + " eval y");
+
+  const auto backward = [&](const ChannelStatistics& statistics, const Statistics& by, bool training) {
+    const std::string name = what + (training ? " train" : " eval");
+    Scratch scratch(size);
+    dx.poison();
+    testing::run_clean(schedule, false, name + " backward", [&] {
+      return launch_batch_norm_backward<T>(dy.data(), x.data(), dx.data(), shape, weight_values, statistics,
+                                           {dweight.data(), is_float}, {dbias.data(), is_float}, coefficients.data(),
+                                           scratch.workspace(), device);
+    });
+    const Gradients g = gradients(p, by, training);
+    const double amplification = std::max(1.0, largest(g.dx));
+    expect_close(dx, g.dx, 2 * tolerance<T>(g.dx, amplification), name + " dx");
+    // Sums of n terms: fp32 rounding grows with them.
+    const double terms = 1 + std::sqrt(double(shape.per_channel()));
+    const double parameter_ulp = testing::epsilon<P>() * largest(g.dweight);
+    expect_close(dweight, g.dweight, parameter_ulp + tolerance<A>(g.dweight, terms), name + " dweight");
+    expect_close(dbias, g.dbias,
+                 parameter_ulp + testing::epsilon<P>() * largest(g.dbias) + tolerance<A>(g.dbias, terms),
+                 name + " dbias");
+  };
+  backward(evaluation, running, false);
+
+  const Statistics batch = batch_statistics(p);
+  {
+    Scratch scratch(size);
+    y.poison();
+    ChannelStatistics statistics;
+    statistics.stats = stats.data();
+    statistics.eps = p.eps;
+    RunningUpdate update;
+    update.mean = evaluation.running_mean;
+    update.var = evaluation.running_var;
+    update.num_batches_tracked = batches.data();
+    update.cumulative = v.cumulative;
+    update.factor = 0.1;
+    testing::run_clean(schedule, false, what + " train", [&] {
+      return launch_batch_norm_train<T>(x.data(), y.data(), shape, weight_values, bias_values, statistics, update,
+                                        scratch.workspace(), device);
+    });
+    expected = normalised(p, batch);
+    expect_close(y, expected, tolerance<T>(expected), what + " train y");
+    expect_equal(batches[0], 4, what + " num_batches_tracked");
+
+    const double factor = v.cumulative ? 0.25 : 0.1, n = double(shape.per_channel());
+    Doubles new_mean, new_var;
+    for (size_t c = 0; c < channels; ++c) {
+      new_mean.push_back(double((1 - factor) * p.running_mean[c] + factor * batch.mean[c]));
+      new_var.push_back(double((1 - factor) * p.running_var[c] + factor * batch.var[c] * n / (n - 1)));
+    }
+    expect_close(running_mean, new_mean, 4 * testing::epsilon<P>() * largest(new_mean) + 1e-6 * testing::epsilon<P>(),
+                 what + " running_mean");
+    expect_close(running_var, new_var, 4 * testing::epsilon<P>() * largest(new_var), what + " running_var");
+    backward(statistics, batch, true);
+  }
+}
+
+template <class T>
+void check(const BatchNormShape& shape, const Variant& v, const Schedule& schedule) {
+  if (v.float_values) {
+    check_as<T, float>(shape, v, schedule);
+  } else {
+    check_as<T, T>(shape, v, schedule);
+  }
+}
+
+// One channel and many, fewer channels than a vector, sizes that vectors divide and sizes that they do not, two values
+// a channel, one split and several.
+const BatchNormShape kShapes[] = {
+    {2, 1, 1, false},   {2, 3, 1, false},    {5, 3, 7, false},  {3, 4, 16, false}, {7, 2, 49, false},
+    {4, 1, 900, false}, {2, 3, 1024, false}, {2, 1, 1, true},   {9, 8, 1, true},   {33, 5, 1, true},
+    {6, 16, 9, true},   {64, 40, 3, true},   {500, 3, 1, true}, {300, 8, 4, true}, {2, 264, 2, true},
+};
+
+const testing::Test shapes("batch norm kernels: shapes, types, layouts", [] {
+  for (const Schedule& schedule : testing::kernel_schedules()) {
+    testing::for_each_type([&](auto type) {
+      for (const BatchNormShape& shape : kShapes) check<decltype(type)>(shape, {}, schedule);
+    });
+  }
+});
+
+const testing::Test variants("batch norm kernels: alignment, parameters, momentum, large means", [] {
+  Variant misaligned, bare, mixed, cumulative, far;
+  misaligned.offset = 1;
+  bare.parameters = false;
+  mixed.float_values = true;
+  cumulative.cumulative = true;
+  far.mean = 1e4;
+  far.deviation = 1e-2;
+  for (const Schedule& schedule : testing::kernel_schedules()) {
+    for (const BatchNormShape& shape : {kShapes[3], kShapes[6], kShapes[11]}) {
+      testing::for_each_type([&](auto type) {
+        using T = decltype(type);
+        for (const Variant& v : {misaligned, bare, cumulative}) check<T>(shape, v, schedule);
+      });
+      check<half>(shape, mixed, schedule);
+      check<bfloat16>(shape, mixed, schedule);
+      check<float>(shape, far, schedule);
+      check<double>(shape, far, schedule);
+    }
+  }
+});
+
+// Results do not depend on the order in which blocks finish.
+const testing::Test repeatable("batch norm kernels: repeatable bit for bit", [] {
+  for (const BatchNormShape& shape : {BatchNormShape{4, 1, 900, false}, BatchNormShape{300, 8, 4, true}}) {
+    const Device device = testing::virtual_device();
+    Problem p = problem_of(shape, 0.5, 1.0);
+    Buffer<float> x(rounded<float>(p.x), "x");
+    std::vector<float> first;
+    for (const Schedule& schedule : testing::kernel_schedules()) {
+      Buffer<float> y(p.x.size(), "y"), stats(3 * size_t(shape.channels), "stats");
+      Scratch scratch(batch_norm_workspace(4, shape, device));
+      ChannelStatistics statistics;
+      statistics.stats = stats.data();
+      statistics.eps = p.eps;
+      testing::run_clean(schedule, false, describe(shape), [&] {
+        return launch_batch_norm_train<float>(x.data(), y.data(), shape, {}, {}, statistics, {}, scratch.workspace(),
+                                              device);
+      });
+      if (first.empty()) first.assign(y.begin(), y.end());
+      expect(std::equal(first.begin(), first.end(), y.begin()), describe(shape) + " under " + to_string(schedule));
+    }
+  }
+});
+
+// Each kernel moves the tensors that the header names, once. What is read per channel is not counted.
+const testing::Test traffic("batch norm kernels: move what their header promises", [] {
+  testing::for_each_type([&](auto type) {
+    using T = decltype(type);
+    for (const BatchNormShape& shape : {BatchNormShape{8, 2, 1024, false}, BatchNormShape{1024, 64, 1, true}}) {
+      const std::string what = std::string(testing::type_name<T>()) + " " + describe(shape);
+      const Device device = testing::virtual_device();
+      Problem p = problem_of(shape, 0.5, 1.0);
+      Buffer<T> x(rounded<T>(p.x), "x"), dy(rounded<T>(p.dy), "dy");
+      Buffer<T> y(p.x.size(), "y"), dx(p.x.size(), "dx");
+      using A = compute_t<T>;
+      Buffer<A> stats(3 * size_t(shape.channels), "stats"), coefficients(2 * size_t(shape.channels), "coefficients");
+      const WorkspaceSize size = batch_norm_workspace(int(sizeof(T)), shape, device);
+      ChannelStatistics statistics;
+      statistics.stats = stats.data();
+      statistics.eps = p.eps;
+      Scratch forward_scratch(size), backward_scratch(size);
+      const auto forward = testing::run_clean({}, true, what, [&] {
+        return launch_batch_norm_train<T>(x.data(), y.data(), shape, {}, {}, statistics, {},
+                                          forward_scratch.workspace(), device);
+      });
+      const auto backward = testing::run_clean({}, true, what, [&] {
+        return launch_batch_norm_backward<T>(dy.data(), x.data(), dx.data(), shape, {}, statistics, {}, {},
+                                             coefficients.data(), backward_scratch.workspace(), device);
+      });
+      const uint64_t bytes = p.x.size() * sizeof(T);
+      // Each of the tensors moves once, in 16-byte accesses and whole sectors; `extra` single elements besides.
+      const auto moved = [&](const host_executor::Traffic& traffic, const std::string& name, uint64_t extra) {
+        expect_equal(traffic.bytes, bytes + extra * sizeof(T), what + " bytes of " + name);
+        expect_equal(traffic.accesses, bytes / 16 + extra, what + " accesses of " + name);
+        if (extra == 0) expect_equal(traffic.sectors, bytes / 32, what + " sectors of " + name);
+      };
+      const auto promised = [&](const host_executor::Result& result, const char* kernel,
+                                const std::vector<const char*>& loaded, const std::vector<const char*>& stored) {
+        const host_executor::Counts counts = result.counts_of(kernel);
+        expect_equal(counts.launches, 1u, what + " launches of " + kernel);
+        // Each thread reads the centres of its channels.
+        const uint64_t centres = counts.threads * uint64_t(shape.rows ? kVector<T> : 1);
+        const bool reads_centres = std::string(kernel) == "moments_kernel";
+        for (const char* name : loaded) {
+          moved(counts.load_of.at(name), std::string(name) + " by " + kernel, reads_centres ? centres : 0);
+        }
+        for (const char* name : stored) moved(counts.store_of.at(name), std::string(name) + " by " + kernel, 0);
+        for (const char* name : {"x", "dy", "y", "dx"}) {
+          const auto listed = [&](const auto& names) {
+            return std::find(names.begin(), names.end(), std::string(name)) != names.end();
+          };
+          expect(listed(loaded) || !counts.load_of.count(name), what + " " + kernel + " loads " + name);
+          expect(listed(stored) || !counts.store_of.count(name), what + " " + kernel + " stores " + name);
+        }
+      };
+      promised(forward, "moments_kernel", {"x"}, {});
+      promised(forward, "normalize_kernel", {"x"}, {"y"});
+      promised(backward, "grad_sums_kernel", {"x", "dy"}, {});
+      promised(backward, "grad_input_kernel", {"x", "dy"}, {"dx"});
+    }
+  });
+});
+
+}  // namespace
+}  // namespace fastreg
