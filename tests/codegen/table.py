@@ -60,7 +60,8 @@ def updated(table, measured):
     rows = {key: row for key, row in table.items() if row.gpu not in gpus}
     for (kernel, gpu), m in measured.items():
         resources = (m.registers, budgets.get(kernel, BUDGET), m.shared, m.stack, m.spill_stores, m.spill_loads)
-        per_8 = [None if value is None else round(value, 1) for value in (m.code.instructions, m.code.alu)]
+        per_8 = (m.code.instructions, m.code.alu) if m.code else (None, None)
+        per_8 = [None if value is None else round(value, 1) for value in per_8]
         rows[kernel, gpu] = Row(kernel, gpu, *resources, *per_8)
     return rows
 
