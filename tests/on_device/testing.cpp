@@ -1,0 +1,96 @@
+// main() of the C++ tests on a GPU. Arguments: parts of the names of the tests to run; none: all.
+// Exit status 77 where there is no GPU: nothing has been tested.
+#include "../cpp/testing.h"
+
+#include <cuda_runtime_api.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "not_counted.h"
+
+namespace testing {
+namespace {
+
+struct Case {
+  const char* name;
+  std::function<void()> body;
+};
+std::vector<Case>& cases() {
+  static std::vector<Case> all;
+  return all;
+}
+long expectations = 0, failures = 0;
+constexpr long kShown = 20;  // failures of one test
+constexpr int kNoDevice = 77;
+
+bool wanted(const char* name, int argc, char** argv) {
+  bool any = argc <= 1;
+  for (int i = 1; i < argc; ++i) any |= std::strstr(name, argv[i]) != nullptr;
+  return any;
+}
+
+bool print_device() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess || count == 0) {
+    std::printf("no CUDA device, nothing has been tested: %s\n", cudaGetErrorString(error));
+    return false;
+  }
+  cudaDeviceProp properties;
+  cudaGetDeviceProperties(&properties, 0);
+  std::printf("on %s, sm_%d%d\n", properties.name, properties.major, properties.minor);
+  return true;
+}
+
+// Returns why the test was cut short, or "".
+std::string run(const Case& test) {
+  try {
+    test.body();
+  } catch (const host_executor::NotCounted& reason) {
+    return reason.what();
+  } catch (const std::exception& error) {
+    expect(false, error.what());
+  }
+  return "";
+}
+
+}  // namespace
+
+Test::Test(const char* name, std::function<void()> body) { cases().push_back({name, std::move(body)}); }
+
+bool expect(bool condition, const std::string& message, const char* file, int line) {
+  ++expectations;
+  if (condition) return true;
+  if (++failures <= kShown) std::printf("%s:%d: %s\n", file, line, message.c_str());
+  return false;
+}
+
+void note(const std::string& line) { std::printf("  %s\n", line.c_str()); }
+
+}  // namespace testing
+
+int main(int argc, char** argv) {
+  using testing::failures;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  if (!testing::print_device()) return testing::kNoDevice;
+  long run = 0, failed = 0, cut_short = 0;
+  for (const auto& test : testing::cases()) {
+    if (!testing::wanted(test.name, argc, argv)) continue;
+    const auto start = std::chrono::steady_clock::now();
+    const long expectations = testing::expectations;
+    failures = 0;
+    const std::string reason = testing::run(test);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const char* const outcome = failures ? "FAILED" : reason.empty() ? "ok" : "CUT SHORT";
+    std::printf("%s %s: %ld expectations, %ld failed, %.2f s%s\n", outcome, test.name,
+                testing::expectations - expectations, failures, seconds, reason.empty() ? "" : ("; " + reason).c_str());
+    ++run;
+    failed += failures != 0;
+    cut_short += failures == 0 && !reason.empty();
+  }
+  std::printf("%ld tests, %ld failed, %ld cut short\n", run, failed, cut_short);
+  return run == 0 || failed != 0;
+}
