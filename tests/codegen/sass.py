@@ -5,7 +5,8 @@ So its instructions are counted along a path. For the target of each backward br
 the most 128-bit accesses, and of these the one with the fewest instructions: it passes by everything that moves no
 full vector. Leave out cycles around another one; of the rest the main loop is the one with the most 128-bit accesses:
 the unrolled loop, not the one for what is left over. No path leads through a call. Predicated instructions count: they
-take their issue slot either way. What other blocks have written (.STRONG) is not part of a stream.
+take their issue slot either way. What other blocks have written (.STRONG) is not part of a stream. Of two ways that
+move the same vectors the shorter counts: in batch_norm_grad_input_kernel, whose loads of x are predicated, evaluation.
 """
 
 import heapq
