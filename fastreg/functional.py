@@ -237,7 +237,7 @@ def batch_norm_with_count(
             "batch_norm: running_mean and running_var must be given both or neither, got None for "
             f"{'running_mean' if running_mean is None else 'running_var'}"
         )
-    if input.dim() >= 2 and input.numel() == input.shape[1] != 0:
+    if input.dim() >= 2 and input.numel() == input.size(1) != 0:
         raise ValueError(
             "batch_norm: input must have more than 1 value per channel when training, "
             f"got input size {list(input.shape)}"

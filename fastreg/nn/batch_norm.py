@@ -20,24 +20,18 @@ class _Forward(torch.nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(input)
         # Statistics that are not to be updated are not passed; in evaluation they are used also if they are no
         # longer tracked.
-        update = self.training and self.track_running_stats
-        running = update or not self.training
-        running_mean = self.running_mean if running else None
-        running_var = self.running_var if running else None
-        count = self.num_batches_tracked if update else None
-        momentum = self.momentum
+        training, momentum = self.training, self.momentum
+        running_mean, running_var, count = self.running_mean, self.running_var, None
+        if not training:
+            training = running_mean is None and running_var is None
+        elif self.track_running_stats:
+            count = self.num_batches_tracked
+        else:
+            running_mean = running_var = None
         if momentum is None and count is None:
             momentum = 0.0  # as torch has it: an average over batches that nobody counts stays as it is
         return F.batch_norm_with_count(
-            input,
-            running_mean,
-            running_var,
-            count,
-            self.weight,
-            self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
-            momentum,
-            self.eps,
+            input, running_mean, running_var, count, self.weight, self.bias, training, momentum, self.eps
         )
 
     def reset_parameters(self) -> None:

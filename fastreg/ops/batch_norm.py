@@ -72,11 +72,11 @@ def _(grad_output, input, weight, running_mean, running_var, eps, output_mask):
 def _gradients(operator, mask, *arguments):
     """What a backward operator computes, None for what the mask leaves out."""
     if torch.is_grad_enabled():  # create_graph=True
-        gradients = operator(*arguments, mask)
+        grad_input, grad_weight, grad_bias = operator(*arguments, mask)
     else:
         with BelowAutograd():
-            gradients = operator(*arguments, mask)
-    return gradients if all(mask) else tuple(g if wanted else None for g, wanted in zip(gradients, mask, strict=True))
+            grad_input, grad_weight, grad_bias = operator(*arguments, mask)
+    return grad_input if mask[0] else None, grad_weight if mask[1] else None, grad_bias if mask[2] else None
 
 
 class _Train(Function):
@@ -84,7 +84,7 @@ class _Train(Function):
 
     @staticmethod
     def forward(ctx, input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, all_stats):
-        _refuse_differentiable(ctx, "running_mean", "running_var")
+        _refuse_differentiable(ctx.needs_input_grad)
         with BelowAutograd():
             output, stats = _TRAIN(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
         ctx.save_for_backward(input, weight, stats)
@@ -93,13 +93,14 @@ class _Train(Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        return *_gradients(_TRAIN_BACKWARD, ctx.needs_input_grad[:3], grad_output, *ctx.saved_tensors), *[None] * 6
+        gradients = _gradients(_TRAIN_BACKWARD, ctx.needs_input_grad[:3], grad_output, *ctx.saved_tensors)
+        return *gradients, None, None, None, None, None, None
 
 
 class _Eval(Function):
     @staticmethod
     def forward(ctx, input, weight, bias, running_mean, running_var, eps):
-        _refuse_differentiable(ctx, "running_mean", "running_var")
+        _refuse_differentiable(ctx.needs_input_grad)
         with BelowAutograd():
             output = _EVAL(input, weight, bias, running_mean, running_var, eps)
         ctx.save_for_backward(input, weight, running_mean, running_var)
@@ -109,32 +110,31 @@ class _Eval(Function):
     @staticmethod
     def backward(ctx, grad_output):
         arguments = grad_output, *ctx.saved_tensors, ctx.eps
-        return *_gradients(_EVAL_BACKWARD, ctx.needs_input_grad[:3], *arguments), *[None] * 3
+        return *_gradients(_EVAL_BACKWARD, ctx.needs_input_grad[:3], *arguments), None, None, None
 
 
-def _refuse_differentiable(ctx, *names):
-    for name, needed in zip(names, ctx.needs_input_grad[3:5], strict=True):
-        if needed:
-            raise RuntimeError(f"batch_norm: {name} must not require grad, got requires_grad=True")
+def _refuse_differentiable(needs_input_grad):
+    if needs_input_grad[3] or needs_input_grad[4]:
+        name = "running_mean" if needs_input_grad[3] else "running_var"
+        raise RuntimeError(f"batch_norm: {name} must not require grad, got requires_grad=True")
 
 
 def train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps):
     """Eager batch norm with the batch's statistics, recorded by autograd. Updates the running ones. (output, stats)"""
-    arguments = input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps
-    if needs_autograd(*arguments[:5]):
-        all_stats = []
-        return _Train.apply(*arguments, all_stats), all_stats[0]
+    if needs_autograd(input, weight, bias, running_mean, running_var):
+        stats = []
+        output = _Train.apply(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, stats)
+        return output, stats[0]
     with BelowAutograd():
-        return _TRAIN(*arguments)
+        return _TRAIN(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
 
 
 def evaluate(input, weight, bias, running_mean, running_var, eps):
     """Eager batch norm with the running statistics, recorded by autograd."""
-    arguments = input, weight, bias, running_mean, running_var, eps
-    if needs_autograd(*arguments[:5]):
-        return _Eval.apply(*arguments)
+    if needs_autograd(input, weight, bias, running_mean, running_var):
+        return _Eval.apply(input, weight, bias, running_mean, running_var, eps)
     with BelowAutograd():
-        return _EVAL(*arguments)
+        return _EVAL(input, weight, bias, running_mean, running_var, eps)
 
 
 # ---- autograd of the operators themselves

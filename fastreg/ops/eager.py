@@ -12,4 +12,8 @@ BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 def needs_autograd(*tensors):
     """Whether an operation on these tensors (or None) has to be recorded."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
