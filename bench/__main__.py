@@ -14,6 +14,8 @@ try:
 
     from bench import charts, environment, results, timing, training
 except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
     sys.exit(f"bench: {error}; `make bench` installs what is needed, or: pip install -e '.[bench]'")
 
 PARTIAL = " (partial: interrupted)"

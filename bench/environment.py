@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import time
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -36,11 +35,11 @@ def describe(device: torch.device) -> dict:
         "device": torch.cuda.get_device_name(device) if cuda else cpu_model(),
         "backend": device.type,
         "torch": torch.__version__,
-        "fastreg": metadata.version("fastreg"),
+        "fastreg": fastreg.__version__,
         "fastreg_kernels": device.type in build["backends"],
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": build.get("instruction_set", "none"),
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "python": platform.python_version(),

@@ -8,4 +8,6 @@ fastreg.reference   the same in plain PyTorch
 from fastreg import functional, nn, reference
 from fastreg._extension import build_info
 
+__version__ = "0.1.0"
+
 __all__ = ["build_info", "functional", "nn", "reference"]

@@ -2,10 +2,10 @@
 
 import platform
 import re
-from importlib import metadata
 
 import torch
 
+import fastreg
 from fastreg import _extension
 
 
@@ -40,18 +40,15 @@ def advice(info, problem, torch_cuda, gpus):
 
 def report(info, problem, gpus):
     """The lines to print."""
-    try:
-        version = metadata.version("fastreg")
-    except metadata.PackageNotFoundError:
-        version = "not installed, used from its source folder"
     rows = {
-        "fastreg": version,
+        "fastreg": fastreg.__version__,
         "python": platform.python_version(),
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
         "GPUs": ", ".join(name for name, _ in gpus) or "none",
         "backends": ", ".join(info["backends"]) or "none: everything runs in PyTorch's own functions",
         "built for torch": info.get("torch"),
         "compiler": info.get("compiler"),
+        "CPU kernels": info.get("instruction_set"),
         "nvcc": info.get("cuda"),
         "architectures": info.get("cuda_architectures"),
     }
