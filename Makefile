@@ -56,6 +56,10 @@ lint: .venv-lint/.installed  ## ruff, clang-format, and no torch header near the
 	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
 	! grep -rnE '# *include *[<"](torch|ATen|c10|pybind11|Python)\b' csrc/kernels csrc/cpu/isa
 
+.PHONY: gpu-check
+gpu-check: $(call stamp,test) $(call stamp,bench)  ## all that needs a GPU, in phases; results to commit (ARGS=--resume)
+	$(PY) -m tests.gpu_check $(ARGS)
+
 clean:  ## remove what was built; the environments stay
 	rm -rf build dist *.egg-info fastreg/*.so
 
