@@ -1,9 +1,10 @@
-// The batch norm kernels against plain loops in long double.
+// The batch norm kernels against the plain loops of batch_norm_reference.h.
 #include "batch_norm.h"
 
 #include <algorithm>
 #include <cmath>
 
+#include "batch_norm_reference.h"
 #include "kernel_testing.h"
 #include "memory.h"
 
@@ -15,93 +16,6 @@ using host_executor::Schedule;
 using testing::expect;
 using testing::expect_equal;
 using testing::to_double;
-
-using Doubles = std::vector<double>;
-
-// Where element i of channel c lies, i in [0, per_channel).
-size_t at(const BatchNormShape& s, int64_t c, int64_t i) {
-  if (s.rows) return size_t(i * s.channels + c);
-  return size_t((i / s.size * s.channels + c) * s.size + i % s.size);
-}
-
-std::string describe(const BatchNormShape& s) {
-  return std::string(s.rows ? "rows " : "planes ") + std::to_string(s.planes) + "x" + std::to_string(s.channels) + "x" +
-         std::to_string(s.size);
-}
-
-// ---- The reference, from the values that the kernel is given. fp64 sums would be no better than the fp64 kernels ----
-
-using Long = long double;
-
-struct Problem {
-  BatchNormShape shape;
-  Doubles x, dy, weight, bias, running_mean, running_var;
-  double eps = 1e-5;
-};
-
-// Per channel. The mean is centre + delta: one number would lose, at a large mean, what the kernels keep.
-struct Statistics {
-  std::vector<Long> centre, delta, var;  // var: biased
-
-  Long deviation(double x, int64_t c) const { return (Long(x) - centre[size_t(c)]) - delta[size_t(c)]; }
-};
-
-Statistics batch_statistics(const Problem& p) {
-  Statistics s;
-  const int64_t n = p.shape.per_channel();
-  for (int64_t c = 0; c < p.shape.channels; ++c) {
-    Long sum = 0, squares = 0;
-    const Long centre = p.x[at(p.shape, c, 0)];
-    for (int64_t i = 0; i < n; ++i) sum += p.x[at(p.shape, c, i)] - centre;
-    s.centre.push_back(centre);
-    s.delta.push_back(sum / Long(n));
-    for (int64_t i = 0; i < n; ++i) squares += std::pow(s.deviation(p.x[at(p.shape, c, i)], c), Long(2));
-    s.var.push_back(squares / Long(n));
-  }
-  return s;
-}
-
-Doubles normalised(const Problem& p, const Statistics& s) {
-  Doubles y(p.x.size());
-  for (int64_t c = 0; c < p.shape.channels; ++c) {
-    const Long scale = p.weight[size_t(c)] / std::sqrt(s.var[size_t(c)] + p.eps);
-    for (int64_t i = 0; i < p.shape.per_channel(); ++i) {
-      const size_t j = at(p.shape, c, i);
-      y[j] = double(s.deviation(p.x[j], c) * scale + p.bias[size_t(c)]);
-    }
-  }
-  return y;
-}
-
-struct Gradients {
-  Doubles dx, dweight, dbias;
-};
-
-Gradients gradients(const Problem& p, const Statistics& s, bool training) {
-  Gradients g;
-  g.dx.resize(p.x.size());
-  const auto n = Long(p.shape.per_channel());
-  for (int64_t c = 0; c < p.shape.channels; ++c) {
-    const Long invstd = 1 / std::sqrt(s.var[size_t(c)] + p.eps);
-    Long sum = 0, sum_xhat = 0;
-    for (int64_t i = 0; i < p.shape.per_channel(); ++i) {
-      const size_t j = at(p.shape, c, i);
-      sum += p.dy[j];
-      sum_xhat += p.dy[j] * s.deviation(p.x[j], c) * invstd;
-    }
-    for (int64_t i = 0; i < p.shape.per_channel(); ++i) {
-      const size_t j = at(p.shape, c, i);
-      const Long xhat = s.deviation(p.x[j], c) * invstd;
-      const Long centred = training ? p.dy[j] - sum / n - xhat * sum_xhat / n : Long(p.dy[j]);
-      g.dx[j] = double(p.weight[size_t(c)] * invstd * centred);
-    }
-    g.dweight.push_back(double(sum_xhat));
-    g.dbias.push_back(double(sum));
-  }
-  return g;
-}
-
-// ---- The kernel's side ----
 
 // Values without structure, in [-1, 1).
 class Noise {

@@ -212,7 +212,8 @@ __global__ void last_block_sum(const float* x, float* partial, unsigned* counter
 }
 
 // The same with CUDA's own words: a relaxed atomic between fences.
-__global__ inline void fenced_last_block_sum(const float* x, float* partial, unsigned* counter, float* y, int n) {
+[[maybe_unused]] static __global__ void fenced_last_block_sum(const float* x, float* partial, unsigned* counter,
+                                                              float* y, int n) {
   FASTREG_DYNAMIC_SHARED(float, scratch);
   float sum = 0.0f;
   for (int i = int(blockIdx.x * blockDim.x + threadIdx.x); i < n; i += int(gridDim.x * blockDim.x)) sum += load(x + i);
@@ -297,7 +298,7 @@ __global__ void bulk_double(const float* x, float* y, int slabs, int slab) {
 }
 
 // Two kernels that may overlap: y = x + 1, then z = 2 y.
-__global__ inline void produce(const float* x, float* y, int n) {
+[[maybe_unused]] static __global__ void produce(const float* x, float* y, int n) {
   fastreg::allow_next_kernel();
   for (int i = int(blockIdx.x * blockDim.x + threadIdx.x); i < n; i += int(gridDim.x * blockDim.x)) {
     store(y + i, load(x + i) + 1.0f);
@@ -313,7 +314,7 @@ __global__ void consume(const float* y, float* z, int n) {
 
 // y[i] = x[i] through shared memory, the word of thread i at i * stride: strides that share a factor with the number
 // of banks conflict.
-__global__ inline void shared_stride(const float* x, float* y, int stride) {
+[[maybe_unused]] static __global__ void shared_stride(const float* x, float* y, int stride) {
   FASTREG_DYNAMIC_SHARED(float, words);
   store(words + threadIdx.x * stride, load(x + threadIdx.x));
   __syncthreads();

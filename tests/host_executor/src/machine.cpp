@@ -1,8 +1,6 @@
 #include "machine.h"
 
 #include <algorithm>
-#include <cinttypes>
-#include <cstdio>
 
 #include "sanitizer.h"
 
@@ -15,7 +13,6 @@ Machine machine;
 
 namespace {
 
-constexpr size_t kMaxErrors = 20;
 // A thread that makes this many accesses in one go may be waiting for another by loading a word again and again: the
 // others get a turn. When this many such turns pass and nothing is woken, parked or finished, the kernel spins for
 // ever.
@@ -161,7 +158,6 @@ void Machine::admit_cluster(Grid& grid, unsigned number) {
       thread.block = &block;
       thread.warp = &block.warps.back();
       thread.index = {i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y};
-      thread.linear = i;
       thread.lane = int(i % 32);
       thread.warp->alive |= 1u << thread.lane;
       thread.warp->lanes[thread.lane] = &thread;
@@ -334,28 +330,6 @@ Fiber* Machine::take_fiber() {
   return fiber;
 }
 
-void Machine::report_stuck() {
-  stuck_ = true;
-  for (const Step& step : stream_) {
-    if (!step.grid) continue;
-    for (const auto& cluster : step.grid->clusters) {
-      for (const Block& block : cluster->blocks) {
-        std::map<std::string, std::pair<const Thread*, int>> waits;  // a thread, and how many wait likewise
-        for (const Thread& thread : block.threads) {
-          if (thread.done) continue;
-          auto& entry = waits.try_emplace(describe(thread.wait), &thread, 0).first->second;
-          entry.second += 1;
-        }
-        for (const auto& [wait, who] : waits) {
-          std::string text = describe("block", block.index) + ", " + describe("thread", who.first->index);
-          if (who.second > 1) text += " and " + std::to_string(who.second - 1) + " more";
-          fail(*step.grid, text + ": " + wait + ", for ever");
-        }
-      }
-    }
-  }
-}
-
 // The threads are in the middle of a kernel and hold references to all of this.
 void Machine::abandon() {
   static auto& abandoned = *new std::vector<std::deque<Step>>;
@@ -371,65 +345,6 @@ void Machine::abandon() {
   stream_.clear();
   ready_ = {};
   waiting_on_word_.clear();
-}
-
-void Machine::fail(const Grid& grid, const std::string& text) {
-  const std::string message =
-      "kernel " + grid.name + ", " + text + " [FASTREG_EXECUTOR_SCHEDULE=" + to_string(options_.schedule) + "]";
-  if (result_.errors.size() < kMaxErrors) result_.errors.push_back(message);
-}
-
-void Machine::fail(const std::string& text) {
-  // Once per kernel: what goes wrong in one thread goes wrong in many.
-  const std::string key = current_ ? current_->block->grid->name + text : text;
-  if (!reported_.insert(key).second) return;
-  if (current_) {
-    fail(*current_->block->grid,
-         describe("block", current_->block->index) + ", " + describe("thread", current_->index) + ": " + text);
-  } else if (result_.errors.size() < kMaxErrors) {
-    result_.errors.push_back(text);
-  }
-}
-
-std::string Machine::where() const {
-  if (!current_) return "";
-  return "kernel " + current_->block->grid->name + ", " + describe("block", current_->block->index) + ", " +
-         describe("thread", current_->index) + " [FASTREG_EXECUTOR_SCHEDULE=" + to_string(options_.schedule) + "]";
-}
-
-std::string describe(const char* what, const uint3& index) {
-  return std::string(what) + " (" + std::to_string(index.x) + "," + std::to_string(index.y) + "," +
-         std::to_string(index.z) + ")";
-}
-
-std::string describe(const Wait& wait) {
-  char text[160];
-  switch (wait.kind) {
-    case Wait::none:
-      return "spins";
-    case Wait::block_barrier:
-      std::snprintf(text, sizeof text, "waits at __syncthreads, where %" PRIu64 " of %" PRIu64 " threads have arrived",
-                    wait.a, wait.b);
-      break;
-    case Wait::warp_function:
-      std::snprintf(text, sizeof text,
-                    "waits at a warp function of mask 0x%08" PRIx64 ", at which lanes 0x%08" PRIx64 " have arrived",
-                    wait.a, wait.b);
-      break;
-    case Wait::cluster_barrier:
-      return "waits at cluster_wait";
-    case Wait::transaction:
-      std::snprintf(text, sizeof text,
-                    "waits for a transaction barrier that still expects %" PRIu64 " arrivals and %" PRId64 " bytes",
-                    wait.a, int64_t(wait.b));
-      break;
-    case Wait::counter:
-      std::snprintf(text, sizeof text, "waits for a counter to reach %" PRIu64 "; it saw %" PRIu64, wait.b, wait.a);
-      break;
-    case Wait::previous_kernel:
-      return "waits for the previous kernel";
-  }
-  return text;
 }
 
 }  // namespace host_executor

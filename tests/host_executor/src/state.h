@@ -6,7 +6,6 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "counting.h"
@@ -53,7 +52,6 @@ struct Thread {
   Block* block = nullptr;
   Warp* warp = nullptr;
   uint3 index{};
-  unsigned linear = 0;  // within its block
   int lane = 0;
   uint64_t priority = 0;  // lower runs first
   bool done = false;
