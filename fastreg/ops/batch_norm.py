@@ -69,69 +69,72 @@ def _(grad_output, input, weight, running_mean, running_var, eps, output_mask):
 # ---- eager calls
 
 
-def _gradients(operator, mask, *arguments):
-    """What a backward operator computes, None for what the mask leaves out."""
-    if torch.is_grad_enabled():  # create_graph=True
-        grad_input, grad_weight, grad_bias = operator(*arguments, mask)
-    else:
-        with BelowAutograd():
-            grad_input, grad_weight, grad_bias = operator(*arguments, mask)
-    return grad_input if mask[0] else None, grad_weight if mask[1] else None, grad_bias if mask[2] else None
+# The Functions take what is never differentiated as one argument: each argument costs time, forward and backward.
 
 
 class _Train(Function):
     """``all_stats`` receives the operator's second result: a Function with one output costs less."""
 
     @staticmethod
-    def forward(ctx, input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, all_stats):
-        _refuse_differentiable(ctx.needs_input_grad)
+    def forward(ctx, input, weight, bias, constants, all_stats):
         with BelowAutograd():
-            output, stats = _TRAIN(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
+            output, stats = _TRAIN(input, weight, bias, *constants)
         ctx.save_for_backward(input, weight, stats)
+        ctx.constants = ()
         all_stats.append(stats)
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
-        gradients = _gradients(_TRAIN_BACKWARD, ctx.needs_input_grad[:3], grad_output, *ctx.saved_tensors)
-        return *gradients, None, None, None, None, None, None
+        return *_gradients(_TRAIN_BACKWARD, ctx, grad_output), None, None
 
 
 class _Eval(Function):
     @staticmethod
     def forward(ctx, input, weight, bias, running_mean, running_var, eps):
-        _refuse_differentiable(ctx.needs_input_grad)
         with BelowAutograd():
             output = _EVAL(input, weight, bias, running_mean, running_var, eps)
         ctx.save_for_backward(input, weight, running_mean, running_var)
-        ctx.eps = eps
+        ctx.constants = (eps,)
         return output
 
     @staticmethod
     def backward(ctx, grad_output):
-        arguments = grad_output, *ctx.saved_tensors, ctx.eps
-        return *_gradients(_EVAL_BACKWARD, ctx.needs_input_grad[:3], *arguments), None, None, None
+        return *_gradients(_EVAL_BACKWARD, ctx, grad_output), None, None, None
 
 
-def _refuse_differentiable(needs_input_grad):
-    if needs_input_grad[3] or needs_input_grad[4]:
-        name = "running_mean" if needs_input_grad[3] else "running_var"
-        raise RuntimeError(f"batch_norm: {name} must not require grad, got requires_grad=True")
+def _gradients(operator, ctx, grad_output):
+    """(grad_input, grad_weight, grad_bias), None for what autograd does not ask for."""
+    mask = ctx.needs_input_grad[:3]
+    if torch.is_grad_enabled():  # create_graph=True
+        grad_input, grad_weight, grad_bias = operator(grad_output, *ctx.saved_tensors, *ctx.constants, mask)
+    else:
+        with BelowAutograd():
+            grad_input, grad_weight, grad_bias = operator(grad_output, *ctx.saved_tensors, *ctx.constants, mask)
+    return grad_input if mask[0] else None, grad_weight if mask[1] else None, grad_bias if mask[2] else None
+
+
+def _records(input, weight, bias, running_mean, running_var):
+    """Whether autograd has to record a batch norm of these."""
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if statistic is not None and statistic.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(f"batch_norm: {name} must not require grad, got requires_grad=True")
+    return needs_autograd(input, weight, bias)
 
 
 def train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps):
     """Eager batch norm with the batch's statistics, recorded by autograd. Updates the running ones. (output, stats)"""
-    if needs_autograd(input, weight, bias, running_mean, running_var):
-        stats = []
-        output = _Train.apply(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, stats)
-        return output, stats[0]
+    if _records(input, weight, bias, running_mean, running_var):
+        all_stats = []
+        constants = running_mean, running_var, num_batches_tracked, momentum, eps
+        return _Train.apply(input, weight, bias, constants, all_stats), all_stats[0]
     with BelowAutograd():
         return _TRAIN(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
 
 
 def evaluate(input, weight, bias, running_mean, running_var, eps):
     """Eager batch norm with the running statistics, recorded by autograd."""
-    if needs_autograd(input, weight, bias, running_mean, running_var):
+    if _records(input, weight, bias, running_mean, running_var):
         return _Eval.apply(input, weight, bias, running_mean, running_var, eps)
     with BelowAutograd():
         return _EVAL(input, weight, bias, running_mean, running_var, eps)
@@ -145,8 +148,9 @@ _library.impl("batch_norm_train", train, "Autograd")
 
 
 def _setup_eval(ctx, inputs, output):
-    input, weight, _, running_mean, running_var, ctx.eps = inputs
+    input, weight, _, running_mean, running_var, eps = inputs
     ctx.save_for_backward(input, weight, running_mean, running_var)
+    ctx.constants = (eps,)
 
 
 register_autograd("fastreg::batch_norm_eval", _Eval.backward, setup_context=_setup_eval)
