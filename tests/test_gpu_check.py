@@ -183,7 +183,9 @@ def test_a_command_is_stopped_at_the_limit_and_may_finish(tmp_path):
 def test_a_command_that_does_not_end_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "SECONDS_TO_END", 0.2)
     seen = []
-    phase = Phase("a", lambda job: seen.append(job.command("sh", "-c", "trap '' INT; sleep 60")) or Outcome(DONE))
+    phase = Phase(
+        "a", lambda job: seen.append(job.command("sh", "-c", "trap '' INT; sleep 3; echo late")) or Outcome(DONE)
+    )
     run([phase], make_job(tmp_path, seconds=0.2))
     assert seen == [(None, "")]
 
