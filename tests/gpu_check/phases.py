@@ -58,7 +58,7 @@ def kernels_binary(job):
 
 
 def build_kernels(job):
-    if missing := machine.missing([*machine.requirements("requires"), "cmake"]):
+    if missing := machine.missing(["setuptools", "cmake", "ninja"]):  # setuptools: of setup.py, which finds nvcc
         return Outcome(FAILED, missing)
     toolkit = machine.find_toolkit()
     if toolkit is None:
@@ -160,6 +160,8 @@ def codegen(job):
     listed = re.search(r"^GPUS = \((.+)\)$", (ROOT / "setup.py").read_text(), re.MULTILINE)[1]
     if gpu not in map(int, listed.split(",")):
         return Outcome(LEFT_OUT, f"its table has {listed}, and this is {gpu}")
+    if missing := machine.missing(["setuptools"]):
+        return Outcome(FAILED, missing)
     status, output = job.command(sys.executable, "-m", "tests.codegen", "check", "--arch", gpu)
     last = (output.strip().splitlines() or [""])[-1]
     failures = re.findall(r"^FAILED (.+)$", output, re.MULTILINE)
