@@ -231,7 +231,7 @@ __device__ __forceinline__ bool reduce_grid(R (&r)[Walk<V, kRows>::kChannels], c
 // ---- Forward ----
 
 template <class T, int V, bool kRows>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(256, 2)
     batch_norm_moments_kernel(const T* x, Division d, ChannelStatistics statistics, RunningUpdate running,
                               Workspace workspace) {
   using A = compute_t<T>;
@@ -242,9 +242,9 @@ __global__ void __launch_bounds__(256, 3)
   A shift[V] = {}, sum[V] = {}, squares[V] = {};
   const int64_t count = walk.left();
   if (count > 0) {
-    const Access first = load(reinterpret_cast<const Access*>(x + walk.offset()));
+    const Values<T, V> first = to_compute(load(reinterpret_cast<const Access*>(x + walk.offset())));
 #pragma unroll
-    for (int e = 0; e < V; ++e) shift[e] = to_compute(first.element[e]);
+    for (int e = 0; e < V; ++e) shift[e] = first.value[e];
     walk.next();
   }
   walk.for_each([&](const auto& offsets) {
@@ -253,13 +253,15 @@ __global__ void __launch_bounds__(256, 3)
 #pragma unroll
     for (int u = 0; u < kCount; ++u) v[u] = load(reinterpret_cast<const Access*>(x + offsets[u]));
 #pragma unroll
-    for (int u = 0; u < kCount; ++u)
+    for (int u = 0; u < kCount; ++u) {
+      const Values<T, V> values = to_compute(v[u]);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
-        const A difference = to_compute(v[u].element[e]) - shift[e];
+        const A difference = values.value[e] - shift[e];
         sum[e] += difference;
         squares[e] += difference * difference;
       }
+    }
   });
 
   A centre[K] = {};
@@ -326,12 +328,13 @@ __global__ void __launch_bounds__(256)
     for (int u = 0; u < kCount; ++u) v[u] = load_streaming(reinterpret_cast<const Access*>(x + offsets[u]));
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
+      Values<T, V> values = to_compute(v[u]);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const int k = kRows ? e : 0;
-        v[u].element[e] = from_compute<T>(((to_compute(v[u].element[e]) - centre[k]) - delta[k]) * scale[k] + shift[k]);
+        values.value[e] = ((values.value[e] - centre[k]) - delta[k]) * scale[k] + shift[k];
       }
-      store_streaming(reinterpret_cast<Access*>(y + offsets[u]), v[u]);
+      store_streaming(reinterpret_cast<Access*>(y + offsets[u]), from_compute(values));
     }
   });
 }
@@ -340,7 +343,7 @@ __global__ void __launch_bounds__(256)
 
 // coefficients: [2, channels], mean of dy, and the slope with which dx depends on x - mean.
 template <class T, int V, bool kRows>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 2)
     batch_norm_grad_sums_kernel(const T* dy, const T* x, Division d, ChannelStatistics statistics,
                                 ChannelValues dweight, ChannelValues dbias, compute_t<T>* coefficients,
                                 Workspace workspace) {
@@ -363,14 +366,15 @@ __global__ void __launch_bounds__(256)
       g[u] = load(reinterpret_cast<const Access*>(dy + offsets[u]));
     }
 #pragma unroll
-    for (int u = 0; u < kCount; ++u)
+    for (int u = 0; u < kCount; ++u) {
+      const Values<T, V> values = to_compute(v[u]), gradients = to_compute(g[u]);
 #pragma unroll
       for (int e = 0; e < V; ++e) {
         const Normalisation<A>& of = n[kRows ? e : 0];
-        const A gradient = to_compute(g[u].element[e]);
-        sums[e].dy += gradient;
-        sums[e].dy_x += gradient * ((to_compute(v[u].element[e]) - of.centre) - of.delta);
+        sums[e].dy += gradients.value[e];
+        sums[e].dy_x += gradients.value[e] * ((values.value[e] - of.centre) - of.delta);
       }
+    }
   });
 
   GradSums<A> r[K] = {};
@@ -421,15 +425,18 @@ __global__ void __launch_bounds__(256)
     }
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
+      Values<T, V> gradients = to_compute(g[u]);
+      if (training) {
+        const Values<T, V> values = to_compute(v[u]);
 #pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const int k = kRows ? e : 0;
-        A gradient = to_compute(g[u].element[e]);
-        if (training)
-          gradient = (gradient - mean[k]) - ((to_compute(v[u].element[e]) - centre[k]) - delta[k]) * slope[k];
-        g[u].element[e] = from_compute<T>(gradient * scale[k]);
+        for (int e = 0; e < V; ++e) {
+          const int k = kRows ? e : 0;
+          gradients.value[e] = (gradients.value[e] - mean[k]) - ((values.value[e] - centre[k]) - delta[k]) * slope[k];
+        }
       }
-      store_streaming(reinterpret_cast<Access*>(dx + offsets[u]), g[u]);
+#pragma unroll
+      for (int e = 0; e < V; ++e) gradients.value[e] *= scale[kRows ? e : 0];
+      store_streaming(reinterpret_cast<Access*>(dx + offsets[u]), from_compute(gradients));
     }
   });
 }

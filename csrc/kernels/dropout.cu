@@ -5,12 +5,13 @@ namespace fastreg {
 
 namespace {
 
-bool maps_blocks_to_blocks(const IndexMap& map, int64_t n) {
-  if (map.first % kBlockElements != 0) return false;
-  return n <= map.row || (map.row % kBlockElements == 0 && map.row_stride % kBlockElements == 0);
+Mapping mapping_of(const IndexMap& map, int64_t n) {
+  if (map.first % kBlockElements != 0) return Mapping::scatter;
+  if (n <= map.row) return Mapping::shift;
+  return map.row % kBlockElements == 0 && map.row_stride % kBlockElements == 0 ? Mapping::blocks : Mapping::scatter;
 }
 
-template <class T, int V, bool kBlockMap>
+template <class T, int V, Mapping kMapping>
 cudaError_t run(const T* x, T* y, int64_t n, const DropoutParameters& p, const Device& device) {
   const int64_t per_block = int64_t(device.threads / kWarp) * kTile * kTilesInFlight<V>;
   const int64_t wanted = (n + per_block - 1) / per_block;
@@ -19,7 +20,7 @@ cudaError_t run(const T* x, T* y, int64_t n, const DropoutParameters& p, const D
   config.grid = dim3(unsigned(wanted < most ? wanted : most));
   config.block = dim3(unsigned(device.threads));
   config.stream = device.stream;
-  return launch(config, dropout_kernel<T, V, kBlockMap>, x, y, n, p.state, p.threshold, compute_t<T>(p.scale), p.map);
+  return launch(config, dropout_kernel<T, V, kMapping>, x, y, n, p.state, p.threshold, compute_t<T>(p.scale), p.map);
 }
 
 }  // namespace
@@ -27,9 +28,13 @@ cudaError_t run(const T* x, T* y, int64_t n, const DropoutParameters& p, const D
 template <class T>
 cudaError_t launch_dropout(const T* x, T* y, int64_t n, const DropoutParameters& p, const Device& device) {
   if (n == 0) return cudaSuccess;
-  if (!maps_blocks_to_blocks(p.map, n)) return run<T, 1, false>(x, y, n, p, device);
-  if (!is_aligned(x) || !is_aligned(y)) return run<T, 1, true>(x, y, n, p, device);
-  return run<T, kVector<T>, true>(x, y, n, p, device);
+  const Mapping mapping = mapping_of(p.map, n);
+  const bool wide = is_aligned(x) && is_aligned(y);
+  if (mapping == Mapping::shift)
+    return wide ? run<T, kVector<T>, Mapping::shift>(x, y, n, p, device)
+                : run<T, 1, Mapping::shift>(x, y, n, p, device);
+  if (mapping == Mapping::blocks && wide) return run<T, kVector<T>, Mapping::blocks>(x, y, n, p, device);
+  return run<T, 1, Mapping::scatter>(x, y, n, p, device);
 }
 
 template cudaError_t launch_dropout(const float*, float*, int64_t, const DropoutParameters&, const Device&);

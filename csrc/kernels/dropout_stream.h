@@ -29,15 +29,17 @@ struct IndexMap {
   }
 };
 
-// The probability of dropping, in units of 2^-32.
+// The probability of dropping, in units of 2^-32, as 2^16 high + low.
 struct DropThreshold {
-  uint32_t high;  // 0 .. 2^16: 2^16 means that every element is dropped
-  uint32_t low;   // 0 .. 2^16 - 1
+  uint32_t high;  // 0 .. 2^16 - 1
+  uint32_t low;   // 0 .. 2^16: 2^16 where every element is dropped
+
+  FASTREG_HD bool drops_all() const { return low > 0xFFFFu; }
 };
 
 inline DropThreshold drop_threshold(double p) {
   const uint64_t t = uint64_t(p * 4294967296.0 + 0.5);
-  return DropThreshold{uint32_t(t >> 16), uint32_t(t & 0xFFFFu)};
+  return t >> 32 ? DropThreshold{0xFFFFu, 0x10000u} : DropThreshold{uint32_t(t >> 16), uint32_t(t & 0xFFFFu)};
 }
 
 // What kept elements are multiplied with. All elements are dropped where p rounds to 1: any finite value does.
@@ -47,30 +49,57 @@ FASTREG_HD uint32_t draw(const PhiloxWords& words, int slot) {
   return (words.word[slot / 2] >> (16 * (slot % 2))) & 0xFFFFu;
 }
 
-// Bit s is set where element 8 block + s is kept.
-FASTREG_HD uint32_t keep_bits(uint64_t block, RandomState state, DropThreshold threshold) {
-  const uint64_t call = state.offset / 4;
-  const PhiloxWords words = philox(call, block, state.seed);
-  uint32_t keep = 0, tie = 0;
+// Whether u[slot] is at least the threshold's high half: kept, unless it is a tie.
+FASTREG_HD bool at_least(const PhiloxWords& words, int slot, DropThreshold threshold) {
+  const uint32_t word = words.word[slot / 2];
+  return (slot % 2 ? word : word << 16) >= threshold.high << 16;
+}
+
+// Whether any of the eight draws equals the threshold's high half, two draws at a time: a half word is zero iff taking
+// one from it borrows into a bit that it does not have.
+FASTREG_HD bool any_tie(const PhiloxWords& words, DropThreshold threshold) {
+  const uint32_t twice = threshold.high << 16 | threshold.high;
+  uint32_t borrow = 0;
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t difference = words.word[i] ^ twice;
+    borrow |= (difference - 0x00010001u) & ~difference;
+  }
+  return (borrow & 0x80008000u) != 0;
+}
+
+// Of a block without ties: bit s is set where u[s] is kept.
+FASTREG_HD uint32_t keep_bits_untied(const PhiloxWords& words, DropThreshold threshold) {
+  uint32_t keep = 0;
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#endif
+  for (int slot = 0; slot < kBlockElements; ++slot) keep |= uint32_t(at_least(words, slot, threshold)) << slot;
+  return keep;
+}
+
+// Of any block, given its draws u.
+FASTREG_HD uint32_t keep_bits_tied(const PhiloxWords& words, uint64_t block, RandomState state,
+                                   DropThreshold threshold) {
+  const PhiloxWords second = philox(state.offset / 4 + 1, block, state.seed);
+  uint32_t keep = 0;
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #endif
   for (int slot = 0; slot < kBlockElements; ++slot) {
-    const uint32_t u = draw(words, slot);
-    keep |= uint32_t(u >= threshold.high) << slot;
-    tie |= uint32_t(u == threshold.high) << slot;
-  }
-  if (tie != 0) {
-    const PhiloxWords second = philox(call + 1, block, state.seed);
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#endif
-    for (int slot = 0; slot < kBlockElements; ++slot) {
-      const uint32_t dropped = (tie >> slot) & uint32_t(draw(second, slot) < threshold.low);
-      keep &= ~(dropped << slot);
-    }
+    const uint32_t u = draw(words, slot), v = draw(second, slot);
+    keep |= uint32_t(u > threshold.high || (u == threshold.high && v >= threshold.low)) << slot;
   }
   return keep;
+}
+
+// Bit s is set where element 8 block + s is kept.
+FASTREG_HD uint32_t keep_bits(uint64_t block, RandomState state, DropThreshold threshold) {
+  const PhiloxWords words = philox(state.offset / 4, block, state.seed);
+  return any_tie(words, threshold) ? keep_bits_tied(words, block, state, threshold)
+                                   : keep_bits_untied(words, threshold);
 }
 
 }  // namespace fastreg

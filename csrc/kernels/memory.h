@@ -2,20 +2,9 @@
 #pragma once
 
 #include "device.h"
-#include "types.h"
+#include "vector.h"
 
 namespace fastreg {
-
-// N elements that move as one aligned access of N * sizeof(T) bytes (at most 16).
-template <class T, int N>
-struct alignas(sizeof(T) * N) Vector {
-  T element[N];
-};
-
-// Elements of T in the widest access, and whether an array can be accessed so.
-template <class T>
-constexpr int kVector = 16 / int(sizeof(T));
-inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 #if defined(__CUDACC__)
 

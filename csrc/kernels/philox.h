@@ -13,6 +13,22 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
+struct Product {
+  uint32_t low, high;
+};
+
+FASTREG_HD Product multiply_wide(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  // Spelled out: from the 64-bit product of C++ nvcc 13 makes a multiplication and an addition of zero.
+  Product p;
+  asm("{ .reg .u64 t; mul.wide.u32 t, %2, %3; mov.b64 {%0, %1}, t; }" : "=r"(p.low), "=r"(p.high) : "r"(a), "r"(b));
+  return p;
+#else
+  const uint64_t product = uint64_t(a) * b;
+  return Product{uint32_t(product), uint32_t(product >> 32)};
+#endif
+}
+
 // The 128 random bits of counter (low half, high half) under a 64-bit key.
 FASTREG_HD PhiloxWords philox(uint64_t counter_low, uint64_t counter_high, uint64_t key) {
   uint32_t c0 = uint32_t(counter_low), c1 = uint32_t(counter_low >> 32);
@@ -22,12 +38,12 @@ FASTREG_HD PhiloxWords philox(uint64_t counter_low, uint64_t counter_high, uint6
 #pragma unroll
 #endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t product0 = uint64_t(kPhiloxMultiplier0) * c0;
-    const uint64_t product1 = uint64_t(kPhiloxMultiplier1) * c2;
-    c0 = uint32_t(product1 >> 32) ^ c1 ^ k0;
-    c1 = uint32_t(product1);
-    c2 = uint32_t(product0 >> 32) ^ c3 ^ k1;
-    c3 = uint32_t(product0);
+    const Product product0 = multiply_wide(kPhiloxMultiplier0, c0);
+    const Product product1 = multiply_wide(kPhiloxMultiplier1, c2);
+    c0 = product1.high ^ c1 ^ k0;
+    c1 = product1.low;
+    c2 = product0.high ^ c3 ^ k1;
+    c3 = product0.low;
     k0 += kPhiloxKeyStep0;
     k1 += kPhiloxKeyStep1;
   }

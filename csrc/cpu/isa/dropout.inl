@@ -45,7 +45,7 @@ void dropout_run(const T* x, T* y, int64_t count, uint64_t start, const KeepGene
 
 template <class T>
 void dropout(const T* x, T* y, int64_t begin, int64_t end, const DropoutArguments& a) {
-  if (a.threshold.high > 0xFFFFu) {  // p rounds to 1
+  if (a.threshold.drops_all()) {
     memset(static_cast<void*>(y + begin), 0, size_t(end - begin) * sizeof(T));
     return;
   }
