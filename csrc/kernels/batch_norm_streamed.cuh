@@ -156,6 +156,7 @@ FASTREG_HD GradSums<A> merge(const GradSums<A>& a, const GradSums<A>& b) {
 }
 
 // r[k] of the first thread of each column becomes the merger of its column's, in a fixed order. All threads call it.
+// Between two calls with the same shared memory there must be a barrier.
 template <int K, class R>
 __device__ __forceinline__ void reduce_columns(R (&r)[K], R* shared, int columns) {
   const int row = int(threadIdx.x) / columns;
@@ -170,7 +171,6 @@ __device__ __forceinline__ void reduce_columns(R (&r)[K], R* shared, int columns
   }
 #pragma unroll
   for (int k = 0; k < K; ++k) r[k] = mine[k];
-  __syncthreads();
 }
 
 // A partial result in memory: what a split knows of a channel, less its count, which follows from the division.
@@ -267,9 +267,14 @@ __global__ void __launch_bounds__(256, 2)
   A centre[K] = {};
   Moments<A> r[K] = {};
   const bool inside = walk.channel(0) < d.channels;
+  if (inside) {
+    // A channel's first element: neighbours in the first row, or the first of the channel's first plane.
+    using Centres = Vector<T, K>;
+    const T* first = x + walk.channel(0) * (kRows ? 1 : d.plane_vectors * V);
+    const Values<T, K> values = to_compute(load(reinterpret_cast<const Centres*>(first)));
 #pragma unroll
-  for (int k = 0; k < K; ++k)
-    if (inside) centre[k] = to_compute(load(x + walk.channel(k) * (kRows ? 1 : d.plane_vectors * V)));
+    for (int k = 0; k < K; ++k) centre[k] = values.value[k];
+  }
 #pragma unroll
   for (int e = 0; e < V; ++e) {
     const int k = kRows ? e : 0;

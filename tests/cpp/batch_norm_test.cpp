@@ -305,9 +305,10 @@ const testing::Test traffic("batch norm kernels: move what their header promises
                                              coefficients.data(), backward_scratch.workspace(), device);
       });
       const uint64_t bytes = p.x.size() * sizeof(T);
-      // Each of the tensors moves once, in 16-byte accesses and whole sectors; `extra` single elements besides.
+      // Each of the tensors moves once, in 16-byte accesses and whole sectors; `extra` accesses besides.
+      const uint64_t extra_bytes = shape.rows ? 16 : sizeof(T);
       const auto moved = [&](const host_executor::Traffic& traffic, const std::string& name, uint64_t extra) {
-        expect_equal(traffic.bytes, bytes + extra * sizeof(T), what + " bytes of " + name);
+        expect_equal(traffic.bytes, bytes + extra * extra_bytes, what + " bytes of " + name);
         expect_equal(traffic.accesses, bytes / 16 + extra, what + " accesses of " + name);
         if (extra == 0) expect_equal(traffic.sectors, bytes / 32, what + " sectors of " + name);
       };
@@ -315,8 +316,8 @@ const testing::Test traffic("batch norm kernels: move what their header promises
                                 const std::vector<const char*>& loaded, const std::vector<const char*>& stored) {
         const host_executor::Counts counts = result.counts_of(kernel);
         expect_equal(counts.launches, 1u, what + " launches of " + kernel);
-        // Each thread reads the centres of its channels.
-        const uint64_t centres = counts.threads * uint64_t(shape.rows ? kVector<T> : 1);
+        // Each thread reads the centres of its channels, at once.
+        const uint64_t centres = counts.threads;
         const bool reads_centres = std::string(kernel) == "moments_kernel";
         for (const char* name : loaded) {
           moved(counts.load_of.at(name), std::string(name) + " by " + kernel, reads_centres ? centres : 0);
