@@ -26,7 +26,7 @@ BUILD = $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help bench test py-test cpp-test lint build clean
+.PHONY: help bench test test-full py-test kernel-test cpp-test gpu-check lint build clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -36,13 +36,22 @@ bench: $(call stamp,bench)  ## time fastreg against PyTorch and train the digits
 	$(BUILD)
 	$(PY) -m bench $(ARGS)
 
-test: py-test cpp-test  ## all tests
+test: py-test kernel-test cpp-test  ## all tests
+
+test-full: ARGS += --full
+test-full: export FASTREG_TEST_FULL = 1
+test-full: test  ## the same with every schedule, shape and architecture, which takes long
 
 py-test: $(call stamp,test) $(call stamp,bench)  ## the Python tests
 	$(BUILD)
 	$(PY) -m pytest $(ARGS)
 
-cpp-test: $(call stamp,torch)  ## the kernels on the CPU, without Python
+# What holds for the CPU backend has to hold for the CUDA kernels, run on the CPU.
+KERNEL_TESTS := $(wildcard tests/test_dropout.py tests/test_batch_norm.py tests/test_*_refused.py tests/test_nn_*.py)
+kernel-test: $(call stamp,test)  ## the Python tests of the operators on the CUDA kernels, in the host executor
+	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PY) -m pytest $(KERNEL_TESTS) $(ARGS)
+
+cpp-test: $(call stamp,torch)  ## the CUDA kernels on the CPU, under sanitizers, without Python
 	$(if $(VENV),PATH="$(abspath $(VENV))/bin:$$PATH" &&) cmake -S . -B build/cpp -G Ninja && \
 	  cmake --build build/cpp -j $(JOBS) && ctest --test-dir build/cpp -j $(JOBS) --output-on-failure
 
@@ -56,7 +65,6 @@ lint: .venv-lint/.installed  ## ruff, clang-format, and no torch header near the
 	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
 	! grep -rnE '# *include *[<"](torch|ATen|c10|pybind11|Python)\b' csrc/kernels csrc/cpu/isa
 
-.PHONY: gpu-check
 gpu-check: $(call stamp,test) $(call stamp,bench)  ## all that needs a GPU, in phases; results to commit (ARGS=--resume)
 	$(PY) -m tests.gpu_check $(ARGS)
 
