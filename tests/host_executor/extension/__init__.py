@@ -3,6 +3,8 @@
 Slow, and for tests alone: whatever holds for the CPU backend then has to hold for the CUDA kernels' code, too.
 """
 
+import os
+import sysconfig
 from pathlib import Path
 
 import pybind11
@@ -17,6 +19,8 @@ def load():
     executor = ROOT / "tests" / "host_executor"
     directory = ROOT / "build" / f"host-executed-{torch.__version__}"
     directory.mkdir(parents=True, exist_ok=True)
+    # ninja from a virtual environment that is not activated.
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     sources = [
         ROOT / "csrc" / "ops.cpp",
         ROOT / "csrc" / "module.cpp",
