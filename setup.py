@@ -142,7 +142,9 @@ def describe_extension(torch, cpp_extension, pybind11, toolkit, environ):
     device = "cuda" if toolkit else "cpu"
     headers = [pybind11.get_include(), *cpp_extension.include_paths(device)]
     cxx = ["-O0", "-g"] if debug else ["-O3", "-g0"]
-    cxx += ["-Wall", "-Wextra", "-fno-math-errno", "-fvisibility=hidden"]
+    # -fopenmp to compile, not to link: ATen's parallel loops are compiled into ours, and have to find the threads of
+    # torch's own OpenMP runtime, not bring a second one.
+    cxx += ["-Wall", "-Wextra", "-fopenmp", "-fno-math-errno", "-fvisibility=hidden"]
     return Extension(
         "fastreg._C",
         sources=sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)),

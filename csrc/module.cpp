@@ -33,6 +33,11 @@ py::dict build_info() {
 #else
   info["instruction_set"] = fastreg::cpu::instruction_set();
 #endif
+#if defined(_OPENMP)
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
 #if defined(FASTREG_WITH_CUDA)
   info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   info["cuda_architectures"] = FASTREG_CUDA_ARCHITECTURES;

@@ -85,8 +85,8 @@ def build_info() -> dict:
 
     Returns:
         dict: ``backends``, the list of compiled backends (empty without the extension), and with the extension
-        ``torch``, ``compiler``, ``instruction_set`` (of the CPU kernels), ``cuda`` and ``cuda_architectures`` (the
-        last two None without the CUDA backend).
+        ``torch``, ``compiler``, ``instruction_set`` (of the CPU kernels), ``openmp`` (whether they share their work
+        among torch's threads), ``cuda`` and ``cuda_architectures`` (the last two None without the CUDA backend).
     """
     return dict(_info)
 
