@@ -43,7 +43,7 @@ def describe(device: torch.device) -> dict:
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "fastreg_build": build,
     }
