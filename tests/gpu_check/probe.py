@@ -14,7 +14,7 @@ def describe():
         "device": cpu_model(),
         "cpu": cpu_model(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
     }
