@@ -48,7 +48,7 @@ def run(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, tmp_path)
-    write(tmp_path / "fastreg/__init__.py", "")
+    write(tmp_path / "fastreg/__init__.py", '__version__ = "1.2.3"\n')
     shutil.copy(ROOT / "fastreg/_extension.py", tmp_path / "fastreg")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FASTREG_", "CUDA_"))}
 
@@ -165,7 +165,7 @@ class TestSetup:
     def test_metadata_needs_no_torch(self, run, tmp_path):
         write(tmp_path / "site/torch/__init__.py", "raise ImportError")
         assert run("setup.py", "egg_info").returncode == 0
-        assert "Name: fastreg" in (tmp_path / "fastreg.egg-info/PKG-INFO").read_text()
+        assert "Name: fastreg\nVersion: 1.2.3" in (tmp_path / "fastreg.egg-info/PKG-INFO").read_text()
 
     def test_no_compiler(self, run, tmp_path):
         result = run("setup.py", "build", "--build-lib=built", CXX="/nonexistent/c++")

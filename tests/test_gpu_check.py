@@ -451,10 +451,22 @@ def selftest(tmp_path_factory):
     program = tmp_path_factory.mktemp("on_device") / "selftest"
     folder = ROOT / "tests/on_device"
     includes = [f"-I{path}" for path in (folder / "selftest", folder, ROOT / "tests", ROOT / "tests/cpp")]
-    sources = [folder / "executor.cpp", folder / "testing.cpp", folder / "selftest/selftest.cpp"]
+    sources = [folder / "executor.cpp", ROOT / "tests/cpp/testing.cpp", folder / "selftest/selftest.cpp"]
     compiler = os.environ.get("CXX", "c++")
     subprocess.run(
-        [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", *includes, *sources, "-o", program], check=True
+        [
+            compiler,
+            "-std=c++17",
+            "-DFASTREG_ON_DEVICE",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            *includes,
+            *sources,
+            "-o",
+            program,
+        ],
+        check=True,
     )
 
     def call(*arguments, **environ):

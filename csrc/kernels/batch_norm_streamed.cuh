@@ -21,91 +21,13 @@
 #pragma once
 
 #include "batch_norm.h"
+#include "channel_reduction.cuh"
+#include "channel_walk.cuh"
 #include "device.h"
-#include "grid_sync.h"
 #include "memory.h"
 #include "moments.h"
 
 namespace fastreg {
-
-// How the work is divided among the blocks of a grid [groups, splits].
-struct Division {
-  int64_t channels;
-  int64_t plane_vectors;  // planes: vectors in one channel of one plane
-  int64_t length;         // what the splits divide: vectors of a channel (planes), rows (rows)
-  int64_t split_length;   // how much of it one split takes
-  int columns;            // threads side by side: vectors of neighbouring channels (rows), 1 (planes)
-};
-
-// ---- A thread's way through its share of the tensor ----
-
-constexpr int kInFlight = 4;  // vectors that a thread loads before it uses any
-
-template <int V, bool kRows>
-class Walk {
- public:
-  // Channels that a thread has accumulators' results for.
-  static constexpr int kChannels = kRows ? V : 1;
-
-  __device__ explicit Walk(const Division& d) {
-    const int64_t begin = int64_t(blockIdx.y) * d.split_length;
-    const int64_t end = begin + d.split_length < d.length ? begin + d.split_length : d.length;
-    const int64_t step = int(blockDim.x) / d.columns;
-    const int64_t at = begin + int(threadIdx.x) / d.columns;
-    left_ = at < end ? (end - at + step - 1) / step : 0;
-    if constexpr (kRows) {
-      channel_ = (int64_t(blockIdx.x) * d.columns + int(threadIdx.x) % d.columns) * V;
-      if (channel_ >= d.channels) left_ = 0;
-      offset_ = at * d.channels + channel_;
-      stride_ = step * d.channels;
-    } else {
-      // Divided by the plane's length once; from then on the position in the plane is carried along.
-      const int64_t size = d.plane_vectors * V, pitch = d.channels * size;
-      channel_ = blockIdx.x;
-      plane_vectors_ = d.plane_vectors;
-      within_ = at % plane_vectors_;
-      within_step_ = step % plane_vectors_;
-      offset_ = at / plane_vectors_ * pitch + channel_ * size + within_ * V;
-      stride_ = step / plane_vectors_ * pitch + within_step_ * V;
-      carry_ = pitch - size;
-    }
-  }
-
-  __device__ __forceinline__ int64_t channel(int k) const { return channel_ + k; }
-  __device__ __forceinline__ int64_t left() const { return left_; }
-  __device__ __forceinline__ int64_t offset() const { return offset_; }  // of the vector, in elements
-
-  __device__ __forceinline__ void next() {
-    --left_;
-    offset_ += stride_;
-    if constexpr (!kRows) {
-      within_ += within_step_;
-      if (within_ >= plane_vectors_) {
-        within_ -= plane_vectors_;
-        offset_ += carry_;
-      }
-    }
-  }
-
-  // f(offsets) for all vectors that are left, kInFlight at a time, then one at a time.
-  template <class F>
-  __device__ __forceinline__ void for_each(F&& f) {
-    int64_t several[kInFlight], one[1];
-    while (left_ >= kInFlight) {
-#pragma unroll
-      for (int u = 0; u < kInFlight; ++u, next()) several[u] = offset_;
-      f(several);
-    }
-    for (; left_ > 0; next()) {
-      one[0] = offset_;
-      f(one);
-    }
-  }
-
- private:
-  int64_t channel_, offset_, stride_, left_;
-  int64_t plane_vectors_ = 0, within_ = 0, within_step_ = 0, carry_ = 0;  // planes only
-};
 
 // ---- Values per channel ----
 
@@ -142,90 +64,6 @@ __device__ __forceinline__ Normalisation<compute_t<T>> read_statistics(const Cha
   }
   return {read_value<T>(s.running_mean, channel), A(0),
           inverse_deviation(read_value<T>(s.running_var, channel), A(s.eps))};
-}
-
-// ---- Reduction: threads that share a column, then blocks that share a channel ----
-
-template <class A>
-struct GradSums {
-  A dy, dy_x;  // of dy, and of dy * (x - mean)
-};
-template <class A>
-FASTREG_HD GradSums<A> merge(const GradSums<A>& a, const GradSums<A>& b) {
-  return {a.dy + b.dy, a.dy_x + b.dy_x};
-}
-
-// r[k] of the first thread of each column becomes the merger of its column's, in a fixed order. All threads call it.
-// Between two calls with the same shared memory there must be a barrier.
-template <int K, class R>
-__device__ __forceinline__ void reduce_columns(R (&r)[K], R* shared, int columns) {
-  const int row = int(threadIdx.x) / columns;
-  R* mine = shared + int(threadIdx.x) * K;
-#pragma unroll
-  for (int k = 0; k < K; ++k) mine[k] = r[k];
-  for (int half = int(blockDim.x) / columns / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (row < half)
-#pragma unroll
-      for (int k = 0; k < K; ++k) mine[k] = merge(mine[k], mine[half * columns * K + k]);
-  }
-#pragma unroll
-  for (int k = 0; k < K; ++k) r[k] = mine[k];
-}
-
-// A partial result in memory: what a split knows of a channel, less its count, which follows from the division.
-template <class A>
-__device__ __forceinline__ Vector<A, 2> pack(const Moments<A>& m) {
-  return {{m.mean, m.m2}};
-}
-template <class A>
-__device__ __forceinline__ Vector<A, 2> pack(const GradSums<A>& s) {
-  return {{s.dy, s.dy_x}};
-}
-template <class A>
-__device__ __forceinline__ void unpack(const Vector<A, 2>& v, A count, Moments<A>& m) {
-  m = {count, v.element[0], v.element[1]};
-}
-template <class A>
-__device__ __forceinline__ void unpack(const Vector<A, 2>& v, A, GradSums<A>& s) {
-  s = {v.element[0], v.element[1]};
-}
-
-// From each thread's r[k] to the channel's: true in the threads that then hold it, one for each channel, in the block
-// that finishes last.
-template <class A, int V, bool kRows, class R>
-__device__ __forceinline__ bool reduce_grid(R (&r)[Walk<V, kRows>::kChannels], const Walk<V, kRows>& walk,
-                                            const Division& d, const Workspace& workspace) {
-  constexpr int K = Walk<V, kRows>::kChannels;
-  FASTREG_DYNAMIC_SHARED(R, shared);
-  const int row = int(threadIdx.x) / d.columns, rows = int(blockDim.x) / d.columns;
-  const bool inside = walk.channel(0) < d.channels;
-  auto* partials = static_cast<Vector<A, 2>*>(workspace.partials);
-
-  reduce_columns(r, shared, d.columns);
-  if (gridDim.y > 1) {
-    if (row == 0 && inside)
-#pragma unroll
-      for (int k = 0; k < K; ++k) store(partials + int64_t(blockIdx.y) * d.channels + walk.channel(k), pack(r[k]));
-    if (!is_last_block(workspace.tickets + blockIdx.x, gridDim.y)) return false;
-
-#pragma unroll
-    for (int k = 0; k < K; ++k) r[k] = R{};
-    if (inside)
-      for (int64_t split = row; split < gridDim.y; split += rows) {
-        const int64_t rest = d.length - split * d.split_length;
-        const int64_t vectors = rest < d.split_length ? rest : d.split_length;
-#pragma unroll
-        for (int k = 0; k < K; ++k) {
-          R partial;
-          unpack(load_coherent(partials + split * d.channels + walk.channel(k)), A(kRows ? vectors : vectors * V),
-                 partial);
-          r[k] = merge(r[k], partial);
-        }
-      }
-    reduce_columns(r, shared, d.columns);
-  }
-  return row == 0 && inside;
 }
 
 // ---- Forward ----

@@ -1,4 +1,5 @@
-// main() of the C++ tests. Arguments: parts of the names of the tests to run; none: all.
+// main() of the C++ tests. Arguments: parts of the names of the tests to run; none: all. Exit status 77 where they
+// cannot run: nothing has been tested.
 #include "testing.h"
 
 #include <chrono>
@@ -19,6 +20,7 @@ std::vector<Case>& cases() {
 }
 long expectations = 0, failures = 0;
 constexpr long kShown = 20;  // failures of one test
+constexpr int kCannotRun = 77;
 
 bool wanted(const char* name, int argc, char** argv) {
   bool any = argc <= 1;
@@ -26,7 +28,23 @@ bool wanted(const char* name, int argc, char** argv) {
   return any;
 }
 
+// Returns why the test was cut short, or "".
+std::string run(const Case& test) {
+  try {
+    test.body();
+  } catch (const CutShort& reason) {
+    return reason.what();
+  } catch (const std::exception& error) {
+    expect(false, error.what());
+  }
+  return "";
+}
+
 }  // namespace
+
+#if !defined(FASTREG_ON_DEVICE)
+bool can_run() { return true; }
+#endif
 
 Test::Test(const char* name, std::function<void()> body) { cases().push_back({name, std::move(body)}); }
 
@@ -42,20 +60,24 @@ void note(const std::string& line) { std::printf("  %s\n", line.c_str()); }
 }  // namespace testing
 
 int main(int argc, char** argv) {
+  using testing::failures;
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // in order with what the sanitizers write
-  long run = 0, failed = 0;
+  if (!testing::can_run()) return testing::kCannotRun;
+  long run = 0, failed = 0, cut_short = 0;
   for (const auto& test : testing::cases()) {
     if (!testing::wanted(test.name, argc, argv)) continue;
     const auto start = std::chrono::steady_clock::now();
     const long expectations = testing::expectations;
-    testing::failures = 0;
-    test.body();
+    failures = 0;
+    const std::string reason = testing::run(test);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    std::printf("%s %s: %ld expectations, %ld failed, %.2f s\n", testing::failures ? "FAILED" : "ok", test.name,
-                testing::expectations - expectations, testing::failures, seconds);
+    const char* const outcome = failures ? "FAILED" : reason.empty() ? "ok" : "CUT SHORT";
+    std::printf("%s %s: %ld expectations, %ld failed, %.2f s%s\n", outcome, test.name,
+                testing::expectations - expectations, failures, seconds, reason.empty() ? "" : ("; " + reason).c_str());
     ++run;
-    failed += testing::failures != 0;
+    failed += failures != 0;
+    cut_short += failures == 0 && !reason.empty();
   }
-  std::printf("%ld tests, %ld failed\n", run, failed);
+  std::printf("%ld tests, %ld failed, %ld cut short\n", run, failed, cut_short);
   return run == 0 || failed != 0;
 }

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 
 namespace testing {
@@ -23,6 +24,14 @@ bool expect_equal(const A& actual, const B& expected, const std::string& what, c
   message << what << ": got " << actual << ", expected " << expected;
   return expect(false, message.str(), file, line);
 }
+
+// Thrown by a test whose rest cannot be done where it runs: not a failure, but counted.
+struct CutShort : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Says what the tests run on; false where they cannot run. On a GPU: tests/on_device.
+bool can_run();
 
 // A line of the test's output: counts and tables that are worth a look when all is well.
 void note(const std::string& line);

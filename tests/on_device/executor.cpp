@@ -4,11 +4,12 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 
+#include "cpp/testing.h"
 #include "host_executor/buffer.h"
-#include "not_counted.h"
 
 namespace host_executor {
 namespace {
@@ -21,6 +22,8 @@ bool bare() {
   return value;
 }
 size_t guard_bytes() { return bare() ? 0 : kGuard; }
+
+const testing::CutShort not_counted("a GPU does not count accesses");
 
 void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
@@ -81,7 +84,7 @@ bool DeviceMemory::guards_intact() const {
 std::string to_string(const Schedule&) { return "the device's schedule"; }
 std::vector<Schedule> schedules(int) { return {Schedule{}}; }
 
-Counts Result::counts_of(const std::string&) const { throw NotCounted(); }
+Counts Result::counts_of(const std::string&) const { throw not_counted; }
 
 std::string Result::message() const {
   std::string all;
@@ -102,8 +105,21 @@ Result run(const Options& options, const std::function<void()>& function) {
     memory->kernels_have_run();
     if (!bare() && !memory->guards_intact()) result.errors.push_back("write outside of " + memory->name());
   }
-  if (result.ok() && options.count) throw NotCounted();
+  if (result.ok() && options.count) throw not_counted;
   return result;
 }
 
 }  // namespace host_executor
+
+bool testing::can_run() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess || count == 0) {
+    std::printf("no CUDA device, nothing has been tested: %s\n", cudaGetErrorString(error));
+    return false;
+  }
+  cudaDeviceProp properties;
+  cudaGetDeviceProperties(&properties, 0);
+  std::printf("on %s, sm_%d%d\n", properties.name, properties.major, properties.minor);
+  return true;
+}

@@ -1,0 +1,96 @@
+// Reduction to one result per channel: of the threads that share a column, then of the blocks that share a channel.
+// Results are of a type R with merge(R, R), pack and unpack.
+#pragma once
+
+#include "batch_norm.h"
+#include "channel_walk.cuh"
+#include "device.h"
+#include "grid_sync.h"
+#include "memory.h"
+#include "moments.h"
+
+namespace fastreg {
+
+template <class A>
+struct GradSums {
+  A dy, dy_x;  // of dy, and of dy * (x - mean)
+};
+template <class A>
+FASTREG_HD GradSums<A> merge(const GradSums<A>& a, const GradSums<A>& b) {
+  return {a.dy + b.dy, a.dy_x + b.dy_x};
+}
+
+// r[k] of the first thread of each column becomes the merger of its column's, in a fixed order. All threads call it.
+// Between two calls with the same shared memory there must be a barrier.
+template <int K, class R>
+__device__ __forceinline__ void reduce_columns(R (&r)[K], R* shared, int columns) {
+  const int row = int(threadIdx.x) / columns;
+  R* mine = shared + int(threadIdx.x) * K;
+#pragma unroll
+  for (int k = 0; k < K; ++k) mine[k] = r[k];
+  for (int half = int(blockDim.x) / columns / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (row < half)
+#pragma unroll
+      for (int k = 0; k < K; ++k) mine[k] = merge(mine[k], mine[half * columns * K + k]);
+  }
+#pragma unroll
+  for (int k = 0; k < K; ++k) r[k] = mine[k];
+}
+
+// A partial result in memory: what a split knows of a channel, less its count, which follows from the division.
+template <class A>
+__device__ __forceinline__ Vector<A, 2> pack(const Moments<A>& m) {
+  return {{m.mean, m.m2}};
+}
+template <class A>
+__device__ __forceinline__ Vector<A, 2> pack(const GradSums<A>& s) {
+  return {{s.dy, s.dy_x}};
+}
+template <class A>
+__device__ __forceinline__ void unpack(const Vector<A, 2>& v, A count, Moments<A>& m) {
+  m = {count, v.element[0], v.element[1]};
+}
+template <class A>
+__device__ __forceinline__ void unpack(const Vector<A, 2>& v, A, GradSums<A>& s) {
+  s = {v.element[0], v.element[1]};
+}
+
+// From each thread's r[k] to the channel's: true in the threads that then hold it, one for each channel, in the block
+// that finishes last.
+template <class A, int V, bool kRows, class R>
+__device__ __forceinline__ bool reduce_grid(R (&r)[Walk<V, kRows>::kChannels], const Walk<V, kRows>& walk,
+                                            const Division& d, const Workspace& workspace) {
+  constexpr int K = Walk<V, kRows>::kChannels;
+  FASTREG_DYNAMIC_SHARED(R, shared);
+  const int row = int(threadIdx.x) / d.columns, rows = int(blockDim.x) / d.columns;
+  const bool inside = walk.channel(0) < d.channels;
+  auto* partials = static_cast<Vector<A, 2>*>(workspace.partials);
+
+  reduce_columns(r, shared, d.columns);
+  if (gridDim.y > 1) {
+    if (row == 0 && inside)
+#pragma unroll
+      for (int k = 0; k < K; ++k) store(partials + int64_t(blockIdx.y) * d.channels + walk.channel(k), pack(r[k]));
+    if (!is_last_block(workspace.tickets + blockIdx.x, gridDim.y)) return false;
+
+#pragma unroll
+    for (int k = 0; k < K; ++k) r[k] = R{};
+    if (inside)
+      for (int64_t split = row; split < gridDim.y; split += rows) {
+        const int64_t rest = d.length - split * d.split_length;
+        const int64_t vectors = rest < d.split_length ? rest : d.split_length;
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+          R partial;
+          unpack(load_coherent(partials + split * d.channels + walk.channel(k)), A(kRows ? vectors : vectors * V),
+                 partial);
+          r[k] = merge(r[k], partial);
+        }
+      }
+    reduce_columns(r, shared, d.columns);
+  }
+  return row == 0 && inside;
+}
+
+}  // namespace fastreg

@@ -1,0 +1,85 @@
+// A thread's way through a tensor of channels, in either layout ("planes" and "rows", see batch_norm_streamed.cuh).
+#pragma once
+
+#include "device.h"
+
+namespace fastreg {
+
+// How the work is divided among the blocks of a grid [groups, splits].
+struct Division {
+  int64_t channels;
+  int64_t plane_vectors;  // planes: vectors in one channel of one plane
+  int64_t length;         // what the splits divide: vectors of a channel (planes), rows (rows)
+  int64_t split_length;   // how much of it one split takes
+  int columns;            // threads side by side: vectors of neighbouring channels (rows), 1 (planes)
+};
+
+constexpr int kInFlight = 4;  // vectors that a thread loads before it uses any
+
+template <int V, bool kRows>
+class Walk {
+ public:
+  // Channels that a thread has accumulators' results for.
+  static constexpr int kChannels = kRows ? V : 1;
+
+  __device__ explicit Walk(const Division& d) {
+    const int64_t begin = int64_t(blockIdx.y) * d.split_length;
+    const int64_t end = begin + d.split_length < d.length ? begin + d.split_length : d.length;
+    const int64_t step = int(blockDim.x) / d.columns;
+    const int64_t at = begin + int(threadIdx.x) / d.columns;
+    left_ = at < end ? (end - at + step - 1) / step : 0;
+    if constexpr (kRows) {
+      channel_ = (int64_t(blockIdx.x) * d.columns + int(threadIdx.x) % d.columns) * V;
+      if (channel_ >= d.channels) left_ = 0;
+      offset_ = at * d.channels + channel_;
+      stride_ = step * d.channels;
+    } else {
+      // Divided by the plane's length once; from then on the position in the plane is carried along.
+      const int64_t size = d.plane_vectors * V, pitch = d.channels * size;
+      channel_ = blockIdx.x;
+      plane_vectors_ = d.plane_vectors;
+      within_ = at % plane_vectors_;
+      within_step_ = step % plane_vectors_;
+      offset_ = at / plane_vectors_ * pitch + channel_ * size + within_ * V;
+      stride_ = step / plane_vectors_ * pitch + within_step_ * V;
+      carry_ = pitch - size;
+    }
+  }
+
+  __device__ __forceinline__ int64_t channel(int k) const { return channel_ + k; }
+  __device__ __forceinline__ int64_t left() const { return left_; }
+  __device__ __forceinline__ int64_t offset() const { return offset_; }  // of the vector, in elements
+
+  __device__ __forceinline__ void next() {
+    --left_;
+    offset_ += stride_;
+    if constexpr (!kRows) {
+      within_ += within_step_;
+      if (within_ >= plane_vectors_) {
+        within_ -= plane_vectors_;
+        offset_ += carry_;
+      }
+    }
+  }
+
+  // f(offsets) for all vectors that are left, kInFlight at a time, then one at a time.
+  template <class F>
+  __device__ __forceinline__ void for_each(F&& f) {
+    int64_t several[kInFlight], one[1];
+    while (left_ >= kInFlight) {
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u, next()) several[u] = offset_;
+      f(several);
+    }
+    for (; left_ > 0; next()) {
+      one[0] = offset_;
+      f(one);
+    }
+  }
+
+ private:
+  int64_t channel_, offset_, stride_, left_;
+  int64_t plane_vectors_ = 0, within_ = 0, within_step_ = 0, carry_ = 0;  // planes only
+};
+
+}  // namespace fastreg
