@@ -2,7 +2,7 @@
 #   PYTHON     the Python to make the environment with (3.10 or later)
 #   VENV       the environment's folder; empty: use PYTHON as it is, and install nothing but this package
 #   TORCH      the requirement to install torch by
-#   PIP_ARGS   arguments to pip install, such as --extra-index-url https://download.pytorch.org/whl/cpu
+#   PIP_ARGS   arguments to pip install, such as --extra-index-url URL
 #   ARGS       arguments to pytest or bench
 # setup.py lists the variables that the build heeds; FASTREG_EXPECT is described in fastreg/_extension.py.
 PYTHON ?= python3
