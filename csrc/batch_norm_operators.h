@@ -2,7 +2,7 @@
 //
 // A Backend provides, for tensors x, y, dy, dx in the one ChannelLayout, none of them empty,
 //   Guard(input)                      makes input's device current while it lives
-//   train(layout, x, y, affine, stats, running)
+//   train(layout, x, y, affine, statistics, running)
 //   eval(layout, x, y, affine, statistics)
 //   backward(layout, dy, x, weight, statistics, gradients)
 #pragma once

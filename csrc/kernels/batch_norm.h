@@ -37,7 +37,7 @@ struct Workspace {
 struct WorkspaceSize {
   int64_t partial_bytes, tickets;
 };
-// element_bytes: sizeof(T). Enough for forward and backward.
+// element_bytes: sizeof(T). Enough for forward and backward; zero where neither needs any.
 WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shape, const Device& device);
 
 struct RunningUpdate {

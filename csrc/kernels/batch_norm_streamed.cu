@@ -82,6 +82,7 @@ WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shap
   for (const int vector : {1, 16 / element_bytes}) {
     if ((shape.rows ? shape.channels : shape.size) % vector != 0) continue;
     const Plan plan = plan_for(shape, vector, device);
+    if (plan.grid.y == 1) continue;  // no channel is divided: there is nothing to hand over
     const int64_t pair_bytes = 2 * std::max(element_bytes, int(sizeof(float)));
     size.partial_bytes = std::max(size.partial_bytes, int64_t(plan.grid.y) * shape.channels * pair_bytes);
     size.tickets = std::max(size.tickets, int64_t(plan.grid.x));

@@ -39,7 +39,8 @@ std::vector<DeviceMemory*>& alive() {
 DeviceMemory::DeviceMemory(size_t bytes, size_t offset, std::string name)
     : offset_(offset), name_(std::move(name)), mirror_(bytes, char(kPoison)) {
   const size_t before = guard_bytes() + offset_, all = before + bytes + guard_bytes();
-  check(cudaMalloc(reinterpret_cast<void**>(&memory_), all), "cudaMalloc");
+  // An empty buffer has an address, too.
+  check(cudaMalloc(reinterpret_cast<void**>(&memory_), std::max(all, size_t(1))), "cudaMalloc");
   device_ = memory_ + before;
   if (!bare()) check(cudaMemset(memory_, kPoison, all), "cudaMemset");
   alive().push_back(this);
