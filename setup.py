@@ -126,7 +126,7 @@ def cuda_flags(toolkit, environ):
 def describe_extension(torch, cpp_extension, pybind11, toolkit, environ):
     """The extension module; with the CUDA backend where toolkit is not None."""
     debug = environ.get("DEBUG", "0") not in ("", "0")
-    patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cpu/isa/*.cpp"]
+    patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cpu/isa/*.cpp", "csrc/kernels/*.cpp"]
     macros = [("FASTREG_TORCH_VERSION", f'"{torch.__version__}"')]
     libraries = ["c10", "torch", "torch_cpu"]
     nvcc = []

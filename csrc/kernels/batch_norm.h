@@ -1,19 +1,11 @@
 // Launch functions of the batch norm kernels.
 #pragma once
 
+#include "batch_norm_plan.h"
 #include "runtime.h"
 #include "types.h"
 
 namespace fastreg {
-
-// How [N, C, ...] lies in memory: [planes, channels, size] ("planes"), or [planes * size, channels] ("rows",
-// channels-last).
-struct BatchNormShape {
-  int64_t planes, channels, size;
-  bool rows;
-
-  int64_t per_channel() const { return planes * size; }
-};
 
 // One value per channel, contiguous: a parameter or a statistic, in fp32 or in the input's type. data may be null.
 struct ChannelValues {

@@ -25,6 +25,7 @@ def load():
         ROOT / "csrc" / "ops.cpp",
         ROOT / "csrc" / "module.cpp",
         *sorted((ROOT / "csrc" / "cuda").glob("*.cpp")),
+        *sorted((ROOT / "csrc" / "kernels").glob("*.cpp")),
         *sorted((executor / "src").glob("*.cpp")),
         executor / "extension" / "kernels.cpp",
     ]

@@ -1,0 +1,78 @@
+// The choice of tier for a batch norm: which kernel, how many blocks, how much shared memory. One pure function of
+// shape, layout, element size and device limits, for any C++ compiler; no device is asked, none has to be there.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace fastreg {
+
+// How [N, C, ...] lies in memory: [planes, channels, size] ("planes"), or [planes * size, channels] ("rows",
+// channels-last).
+struct BatchNormShape {
+  int64_t planes, channels, size;
+  bool rows;
+
+  int64_t per_channel() const { return planes * size; }
+  int64_t elements() const { return planes * channels * size; }
+};
+
+enum class BatchNormPass { train, train_backward, eval, eval_backward };
+
+// slab      a channel, or some adjacent ones, in the shared memory of one block (planes)
+// cluster   the same in the shared memory of a cluster of blocks, from sm_90 on (planes)
+// streamed  twice through memory: anything
+enum class Tier { slab, cluster, streamed };
+constexpr Tier kTiers[] = {Tier::slab, Tier::cluster, Tier::streamed};
+const char* tier_name(Tier tier);
+std::optional<Tier> tier_named(const std::string& name);
+
+// What the choice depends on.
+struct BatchNormProblem {
+  BatchNormShape shape;
+  int element_bytes;
+  bool aligned;  // all tensors start at multiples of 16 bytes
+  BatchNormPass pass;
+};
+
+constexpr int kClusterSizes = 5;  // of 1, 2, 4, 8 and 16 blocks
+
+struct DeviceLimits {
+  int compute_capability = 75;  // such as 90
+  int multiprocessors = 1;
+  int threads_per_block = 512;  // that the kernels may use
+  int threads_per_multiprocessor = 1024;
+  int64_t shared_per_block = 48 * 1024;  // with opt-in
+  int64_t shared_per_multiprocessor = 64 * 1024;
+  int64_t l2_bytes = 4 << 20;
+  int clusters[kClusterSizes] =
+      {};                   // [i]: clusters of 2^i blocks resident together, one block a multiprocessor; 0: none
+  bool co_resident = true;  // launches whose blocks wait for each other are allowed
+};
+
+// Of a typical device of an architecture: 75, 80, 86, 90, 100 or 120; nullopt for any other. From the vendor's tables,
+// except `clusters`, which depends on how multiprocessors are grouped: a present device is asked.
+std::optional<DeviceLimits> typical_limits(int compute_capability);
+
+struct BatchNormPlan {
+  Tier tier = Tier::streamed;
+  std::string refusal;  // why the tier cannot do it; empty: it can
+  int64_t blocks = 0;   // 0 in the rest: the tier's launch function divides the work
+  int threads = 0;      // per block
+  int cluster = 1;      // blocks
+  int64_t channels_per_block = 0;
+  int buffers = 1;           // 2: one item is loaded while the one before it is processed
+  int64_t shared_bytes = 0;  // per block
+  int accesses = 0;          // of memory per element, read and written
+  int launches = 1;
+  double cost = 0;  // relative time: bytes per multiprocessor
+
+  bool possible() const { return refusal.empty(); }
+};
+
+// The cheapest plan; of the tier alone where one is given, which may then refuse. Streamed never does.
+BatchNormPlan plan_batch_norm(const BatchNormProblem& problem, const DeviceLimits& limits,
+                              std::optional<Tier> tier = std::nullopt);
+
+}  // namespace fastreg
