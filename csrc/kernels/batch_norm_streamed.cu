@@ -96,7 +96,7 @@ cudaError_t launch_batch_norm_train(const T* x, T* y, const BatchNormShape& shap
                                     const RunningUpdate& running, const Workspace& workspace, const Device& device) {
   const cudaError_t error = with_access<T>(shape, is_aligned(x), [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
-    const size_t shared = size_t(device.threads) * (rows ? v : 1) * sizeof(Moments<compute_t<T>>);
+    const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(Moments<compute_t<T>>);
     return launch(config_for(plan, device, shared), batch_norm_moments_kernel<T, v, rows>, x, plan.division, statistics,
                   running, workspace);
   });
@@ -122,7 +122,7 @@ cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const Bat
   if (training || dweight.data != nullptr || dbias.data != nullptr) {
     const cudaError_t error = with_access<T>(shape, is_aligned(x) && is_aligned(dy), [&](auto v, auto rows) {
       const Plan plan = plan_for(shape, v, device);
-      const size_t shared = size_t(device.threads) * (rows ? v : 1) * sizeof(GradSums<A>);
+      const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(GradSums<A>);
       return launch(config_for(plan, device, shared), batch_norm_grad_sums_kernel<T, v, rows>, dy, x, plan.division,
                     statistics, dweight, dbias, both, workspace);
     });

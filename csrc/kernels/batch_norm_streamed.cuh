@@ -21,50 +21,13 @@
 #pragma once
 
 #include "batch_norm.h"
+#include "batch_norm_math.h"
 #include "channel_reduction.cuh"
 #include "channel_walk.cuh"
 #include "device.h"
 #include "memory.h"
-#include "moments.h"
 
 namespace fastreg {
-
-// ---- Values per channel ----
-
-template <class T>
-__device__ __forceinline__ compute_t<T> read_value(const ChannelValues& values, int64_t channel) {
-  if (values.is_float) return compute_t<T>(load(static_cast<const float*>(values.data) + channel));
-  return to_compute(load(static_cast<const T*>(values.data) + channel));
-}
-template <class T>
-__device__ __forceinline__ void write_value(const ChannelValues& values, int64_t channel, compute_t<T> value) {
-  if (values.is_float) {
-    store(static_cast<float*>(values.data) + channel, float(value));
-  } else {
-    store(static_cast<T*>(values.data) + channel, from_compute<T>(value));
-  }
-}
-template <class T>
-__device__ __forceinline__ compute_t<T> read_value_or(const ChannelValues& values, int64_t channel,
-                                                      compute_t<T> otherwise) {
-  return values.data != nullptr ? read_value<T>(values, channel) : otherwise;
-}
-
-template <class A>
-struct Normalisation {
-  A centre, delta, invstd;
-};
-template <class T>
-__device__ __forceinline__ Normalisation<compute_t<T>> read_statistics(const ChannelStatistics& s, int64_t channels,
-                                                                       int64_t channel) {
-  using A = compute_t<T>;
-  if (s.stats != nullptr) {
-    const A* stats = static_cast<const A*>(s.stats) + channel;
-    return {load(stats), load(stats + channels), load(stats + 2 * channels)};
-  }
-  return {read_value<T>(s.running_mean, channel), A(0),
-          inverse_deviation(read_value<T>(s.running_var, channel), A(s.eps))};
-}
 
 // ---- Forward ----
 
@@ -77,67 +40,28 @@ __global__ void __launch_bounds__(256, 2)
   Walk<V, kRows> walk(d);
   constexpr int K = Walk<V, kRows>::kChannels;
 
-  A shift[V] = {}, sum[V] = {}, squares[V] = {};
-  const int64_t count = walk.left();
-  if (count > 0) {
-    const Values<T, V> first = to_compute(load(reinterpret_cast<const Access*>(x + walk.offset())));
-#pragma unroll
-    for (int e = 0; e < V; ++e) shift[e] = first.value[e];
-    walk.next();
-  }
+  MomentSums<T, V> sums;
   walk.for_each([&](const auto& offsets) {
     constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
     Access v[kCount];
 #pragma unroll
     for (int u = 0; u < kCount; ++u) v[u] = load(reinterpret_cast<const Access*>(x + offsets[u]));
+    if (sums.empty()) sums.start(v[0]);
 #pragma unroll
-    for (int u = 0; u < kCount; ++u) {
-      const Values<T, V> values = to_compute(v[u]);
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const A difference = values.value[e] - shift[e];
-        sum[e] += difference;
-        squares[e] += difference * difference;
-      }
-    }
+    for (int u = 0; u < kCount; ++u) sums.add(v[u]);
   });
 
-  A centre[K] = {};
-  Moments<A> r[K] = {};
-  const bool inside = walk.channel(0) < d.channels;
-  if (inside) {
-    // A channel's first element: neighbours in the first row, or the first of the channel's first plane.
-    using Centres = Vector<T, K>;
-    const T* first = x + walk.channel(0) * (kRows ? 1 : d.plane_vectors * V);
-    const Values<T, K> values = to_compute(load(reinterpret_cast<const Centres*>(first)));
-#pragma unroll
-    for (int k = 0; k < K; ++k) centre[k] = values.value[k];
-  }
-#pragma unroll
-  for (int e = 0; e < V; ++e) {
-    const int k = kRows ? e : 0;
-    Moments<A> m = {};
-    if (count > 0) {
-      m = moments_from_sums(A(count), sum[e], squares[e]);
-      m.mean += shift[e] - centre[k];
-    }
-    r[k] = merge(r[k], m);
-  }
+  Values<T, K> centre = {};
+  if (walk.channel(0) < d.channels) centre = to_compute(load(walk.centres(x)));
+  Moments<A> r[K];
+  sums.moments(centre, r);
 
   if (!reduce_grid<A, V, kRows>(r, walk, d, workspace)) return;
-  const A factor = running.cumulative ? A(1) / A(load(running.num_batches_tracked) + 1) : A(running.factor);
-  A* stats = static_cast<A*>(statistics.stats);
+  const A factor = running_factor<A>(running);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    const int64_t c = walk.channel(k);
-    store(stats + c, centre[k]);
-    store(stats + d.channels + c, r[k].mean);
-    store(stats + 2 * d.channels + c, inverse_deviation(r[k].m2 / r[k].count, A(statistics.eps)));
-    if (running.mean.data != nullptr)
-      write_value<T>(running.mean, c, updated_running(read_value<T>(running.mean, c), centre[k] + r[k].mean, factor));
-    if (running.var.data != nullptr)
-      write_value<T>(running.var, c,
-                     updated_running(read_value<T>(running.var, c), r[k].m2 / (r[k].count - A(1)), factor));
+    const Normalisation<A> n = normalisation_of(centre.value[k], r[k], statistics.eps);
+    write_statistics<T>(n, r[k], d.channels, walk.channel(k), statistics, running, factor);
   }
 }
 
@@ -153,16 +77,12 @@ __global__ void __launch_bounds__(256)
 
   Walk<V, kRows> walk(d);
   constexpr int K = Walk<V, kRows>::kChannels;
-  A centre[K], delta[K], scale[K], shift[K];
   if (walk.left() == 0) return;
+  ForwardStep<A> steps[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int64_t c = walk.channel(k);
-    const Normalisation<A> n = read_statistics<T>(statistics, d.channels, c);
-    centre[k] = n.centre;
-    delta[k] = n.delta;
-    scale[k] = n.invstd * read_value_or<T>(weight, c, A(1));
-    shift[k] = read_value_or<T>(bias, c, A(0));
+    steps[k] = forward_step<T>(read_statistics<T>(statistics, d.channels, c), c, weight, bias);
   }
   walk.for_each([&](const auto& offsets) {
     constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
@@ -170,15 +90,8 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int u = 0; u < kCount; ++u) v[u] = load_streaming(reinterpret_cast<const Access*>(x + offsets[u]));
 #pragma unroll
-    for (int u = 0; u < kCount; ++u) {
-      Values<T, V> values = to_compute(v[u]);
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const int k = kRows ? e : 0;
-        values.value[e] = ((values.value[e] - centre[k]) - delta[k]) * scale[k] + shift[k];
-      }
-      store_streaming(reinterpret_cast<Access*>(y + offsets[u]), from_compute(values));
-    }
+    for (int u = 0; u < kCount; ++u)
+      store_streaming(reinterpret_cast<Access*>(y + offsets[u]), normalised(v[u], steps));
   });
 }
 
@@ -209,15 +122,7 @@ __global__ void __launch_bounds__(256, 2)
       g[u] = load(reinterpret_cast<const Access*>(dy + offsets[u]));
     }
 #pragma unroll
-    for (int u = 0; u < kCount; ++u) {
-      const Values<T, V> values = to_compute(v[u]), gradients = to_compute(g[u]);
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const Normalisation<A>& of = n[kRows ? e : 0];
-        sums[e].dy += gradients.value[e];
-        sums[e].dy_x += gradients.value[e] * ((values.value[e] - of.centre) - of.delta);
-      }
-    }
+    for (int u = 0; u < kCount; ++u) add_gradients(sums, g[u], v[u], n);
   });
 
   GradSums<A> r[K] = {};
@@ -230,14 +135,21 @@ __global__ void __launch_bounds__(256, 2)
   for (int k = 0; k < K; ++k) {
     const int64_t c = walk.channel(k);
     store(coefficients + c, r[k].dy / count);
-    store(coefficients + d.channels + c, r[k].dy_x / count * n[k].invstd * n[k].invstd);
-    if (dweight.data != nullptr) write_value<T>(dweight, c, r[k].dy_x * n[k].invstd);
-    if (dbias.data != nullptr) write_value<T>(dbias, c, r[k].dy);
+    store(coefficients + d.channels + c, slope_of(r[k], count, n[k].invstd));
+    write_gradients<T>(r[k], n[k].invstd, c, dweight, dbias);
   }
 }
 
+template <class T, int V, int K>
+__device__ __forceinline__ Vector<T, V> scaled(const Vector<T, V>& dy, const BackwardStep<compute_t<T>> (&steps)[K]) {
+  Values<T, V> gradients = to_compute(dy);
+#pragma unroll
+  for (int e = 0; e < V; ++e) gradients.value[e] *= steps[e % K].scale;
+  return from_compute(gradients);
+}
+
 template <class T, int V, bool kRows>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, V > 4 ? 3 : 0)
     batch_norm_grad_input_kernel(const T* dy, const T* x, T* dx, Division d, ChannelValues weight,
                                  ChannelStatistics statistics, const compute_t<T>* coefficients) {
   using A = compute_t<T>;
@@ -246,19 +158,16 @@ __global__ void __launch_bounds__(256)
   const bool training = statistics.stats != nullptr;
   Walk<V, kRows> walk(d);
   constexpr int K = Walk<V, kRows>::kChannels;
-  A centre[K], delta[K], scale[K], mean[K], slope[K];
   if (walk.left() == 0) return;
+  BackwardStep<A> steps[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int64_t c = walk.channel(k);
     const Normalisation<A> n = read_statistics<T>(statistics, d.channels, c);
-    centre[k] = n.centre;
-    delta[k] = n.delta;
-    scale[k] = n.invstd * read_value_or<T>(weight, c, A(1));
-    mean[k] = training ? load(coefficients + c) : A(0);
-    slope[k] = training ? load(coefficients + d.channels + c) : A(0);
+    steps[k] = {n.centre, n.delta, n.invstd * read_value_or<T>(weight, c, A(1)),
+                training ? load(coefficients + c) : A(0), training ? load(coefficients + d.channels + c) : A(0)};
   }
-  walk.for_each([&](const auto& offsets) {
+  const auto write = [&](const auto& offsets) {
     constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
     Access v[kCount], g[kCount];
 #pragma unroll
@@ -268,20 +177,12 @@ __global__ void __launch_bounds__(256)
     }
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
-      Values<T, V> gradients = to_compute(g[u]);
-      if (training) {
-        const Values<T, V> values = to_compute(v[u]);
-#pragma unroll
-        for (int e = 0; e < V; ++e) {
-          const int k = kRows ? e : 0;
-          gradients.value[e] = (gradients.value[e] - mean[k]) - ((values.value[e] - centre[k]) - delta[k]) * slope[k];
-        }
-      }
-#pragma unroll
-      for (int e = 0; e < V; ++e) gradients.value[e] *= scale[kRows ? e : 0];
-      store_streaming(reinterpret_cast<Access*>(dx + offsets[u]), from_compute(gradients));
+      const Access gradient = training ? input_gradient(g[u], v[u], steps) : scaled(g[u], steps);
+      store_streaming(reinterpret_cast<Access*>(dx + offsets[u]), gradient);
     }
-  });
+  };
+  // The steps of eight channels leave few registers: half the vectors in flight, and half as many warps more.
+  walk.template for_each<(K > 4 ? kInFlight / 2 : kInFlight)>(write);
 }
 
 }  // namespace fastreg

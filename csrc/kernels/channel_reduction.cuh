@@ -2,40 +2,30 @@
 // Results are of a type R with merge(R, R), pack and unpack.
 #pragma once
 
-#include "batch_norm.h"
+#include "batch_norm_math.h"
 #include "channel_walk.cuh"
 #include "device.h"
 #include "grid_sync.h"
 #include "memory.h"
-#include "moments.h"
 
 namespace fastreg {
 
-template <class A>
-struct GradSums {
-  A dy, dy_x;  // of dy, and of dy * (x - mean)
-};
-template <class A>
-FASTREG_HD GradSums<A> merge(const GradSums<A>& a, const GradSums<A>& b) {
-  return {a.dy + b.dy, a.dy_x + b.dy_x};
-}
-
 // r[k] of the first thread of each column becomes the merger of its column's, in a fixed order. All threads call it.
-// Between two calls with the same shared memory there must be a barrier.
+// shared: K results for half of the threads. Between two calls with the same shared memory there must be a barrier.
 template <int K, class R>
 __device__ __forceinline__ void reduce_columns(R (&r)[K], R* shared, int columns) {
-  const int row = int(threadIdx.x) / columns;
-  R* mine = shared + int(threadIdx.x) * K;
+  // The upper half of the threads that are left hands over to the lower half, each through a slot of its own.
+  const int slots = int(blockDim.x) / 2, thread = int(threadIdx.x);
+  R* const mine = shared + thread % slots;
+  for (int half = slots; half >= columns; half /= 2) {
+    if (thread >= half && thread < 2 * half)
 #pragma unroll
-  for (int k = 0; k < K; ++k) mine[k] = r[k];
-  for (int half = int(blockDim.x) / columns / 2; half > 0; half /= 2) {
+      for (int k = 0; k < K; ++k) mine[k * slots] = r[k];
     __syncthreads();
-    if (row < half)
+    if (thread < half)
 #pragma unroll
-      for (int k = 0; k < K; ++k) mine[k] = merge(mine[k], mine[half * columns * K + k]);
+      for (int k = 0; k < K; ++k) r[k] = merge(r[k], shared[(thread + half) % slots + k * slots]);
   }
-#pragma unroll
-  for (int k = 0; k < K; ++k) r[k] = mine[k];
 }
 
 // A partial result in memory: what a split knows of a channel, less its count, which follows from the division.

@@ -2,10 +2,11 @@
 #pragma once
 
 #include "device.h"
+#include "vector.h"
 
 namespace fastreg {
 
-// How the work is divided among the blocks of a grid [groups, splits].
+// How the work is divided among blocks: groups of neighbouring channels, each divided among `splits` blocks.
 struct Division {
   int64_t channels;
   int64_t plane_vectors;  // planes: vectors in one channel of one plane
@@ -22,21 +23,24 @@ class Walk {
   // Channels that a thread has accumulators' results for.
   static constexpr int kChannels = kRows ? V : 1;
 
-  __device__ explicit Walk(const Division& d) {
-    const int64_t begin = int64_t(blockIdx.y) * d.split_length;
+  // In a grid [groups, splits].
+  __device__ explicit Walk(const Division& d) : Walk(d, blockIdx.x, blockIdx.y) {}
+
+  __device__ Walk(const Division& d, int64_t group, int64_t split) {
+    const int64_t begin = split * d.split_length;
     const int64_t end = begin + d.split_length < d.length ? begin + d.split_length : d.length;
     const int64_t step = int(blockDim.x) / d.columns;
     const int64_t at = begin + int(threadIdx.x) / d.columns;
     left_ = at < end ? (end - at + step - 1) / step : 0;
     if constexpr (kRows) {
-      channel_ = (int64_t(blockIdx.x) * d.columns + int(threadIdx.x) % d.columns) * V;
+      channel_ = (group * d.columns + int(threadIdx.x) % d.columns) * V;
       if (channel_ >= d.channels) left_ = 0;
       offset_ = at * d.channels + channel_;
       stride_ = step * d.channels;
     } else {
       // Divided by the plane's length once; from then on the position in the plane is carried along.
       const int64_t size = d.plane_vectors * V, pitch = d.channels * size;
-      channel_ = blockIdx.x;
+      channel_ = group;
       plane_vectors_ = d.plane_vectors;
       within_ = at % plane_vectors_;
       within_step_ = step % plane_vectors_;
@@ -62,16 +66,27 @@ class Walk {
     }
   }
 
-  // f(offsets) for all vectors that are left, kInFlight at a time, then one at a time.
-  template <class F>
+  // The channels' centres: their first elements.
+  template <class T>
+  __device__ __forceinline__ const Vector<T, kChannels>* centres(const T* x) const {
+    return reinterpret_cast<const Vector<T, kChannels>*>(x + channel_ * (kRows ? 1 : plane_vectors_ * V));
+  }
+
+  // f(offsets) for the next `count` vectors (default: all that are left), kAtOnce at a time, then one at a time.
+  template <int kAtOnce = kInFlight, class F>
   __device__ __forceinline__ void for_each(F&& f) {
-    int64_t several[kInFlight], one[1];
-    while (left_ >= kInFlight) {
+    for_each<kAtOnce>(left_, f);
+  }
+  template <int kAtOnce = kInFlight, class F>
+  __device__ __forceinline__ void for_each(int64_t count, F&& f) {
+    const int64_t rest = left_ - count;
+    int64_t several[kAtOnce], one[1];
+    while (left_ - rest >= kAtOnce) {
 #pragma unroll
-      for (int u = 0; u < kInFlight; ++u, next()) several[u] = offset_;
+      for (int u = 0; u < kAtOnce; ++u, next()) several[u] = offset_;
       f(several);
     }
-    for (; left_ > 0; next()) {
+    for (; left_ > rest; next()) {
       one[0] = offset_;
       f(one);
     }
