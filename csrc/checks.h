@@ -1,5 +1,5 @@
 // What the operators demand of their arguments: enough that no call, however odd, reads or writes out of bounds.
-// fastreg/functional.py raises the finer-grained errors that users see.
+// fastreg/functional raises the finer-grained errors that users see.
 #pragma once
 
 #include <ATen/core/Tensor.h>

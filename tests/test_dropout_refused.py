@@ -10,8 +10,8 @@ import pytest
 import torch
 from known_answers import rng_state
 
-from fastreg import functional
 from fastreg import functional as F
+from fastreg.functional import _routing
 
 
 def leaf():
@@ -47,7 +47,7 @@ REFUSED = {
 def test_refused(case, inplace, compiled, monkeypatch):
     """With operators, and with those composed of torch's."""
     if not compiled:
-        monkeypatch.setattr(functional, "_COMPILED_BACKENDS", frozenset())
+        monkeypatch.setattr(_routing, "_COMPILED_BACKENDS", frozenset())
     make, arguments, exception, words = REFUSED[case]
     input = make()
     before = input.clone() if isinstance(input, torch.Tensor) else None

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import init
 from torch.nn.parameter import is_lazy
 
-from fastreg import functional as F
+from fastreg.functional import _batch_norm as F
 from fastreg.nn.tracing import traced_call
 
 

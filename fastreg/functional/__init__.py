@@ -1,0 +1,14 @@
+"""Dropout and batch norm as functions, with the signatures of ``torch.nn.functional``.
+
+Where a call goes:
+
+- CPU and CUDA tensors whose backend was compiled: fastreg's operators;
+- under ``torch.func`` transforms, forward-mode AD and ``torch.jit.trace``, and where no backend was compiled: dropout
+  composed of torch's operators, with the same masks, and torch's own batch norm;
+- everything else (other devices, dtypes and layouts, tensor subclasses, ``FASTREG_DISABLE=1``): torch's own functions.
+"""
+
+from fastreg.functional._batch_norm import batch_norm
+from fastreg.functional._dropout import dropout
+
+__all__ = ["batch_norm", "dropout"]

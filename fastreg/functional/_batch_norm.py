@@ -1,0 +1,120 @@
+"""Batch norm."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function
+
+from fastreg import ops
+from fastreg.functional._routing import has_operators, is_ours
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(input - mean) / sqrt(var + eps) * weight + bias, per channel.
+
+    In training, mean and biased variance are the batch's, and the running statistics move by ``momentum`` towards the
+    batch's mean and unbiased variance, in place. In evaluation the running ones are used.
+
+    Source: Ioffe and Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate
+    shift", ICML 2015.
+
+    Args:
+        input (Tensor[N, C, ...]): float32, float64, float16 or bfloat16; the output keeps its memory format.
+        running_mean (Tensor[C], optional): of the input's dtype or, where that has 16 bits, float32. Both running
+            statistics may be None in training.
+        running_var (Tensor[C], optional): likewise.
+        weight (Tensor[C], optional): dtypes as above. Default: ones.
+        bias (Tensor[C], optional): dtypes as above. Default: zeros.
+        training (bool): use the batch's statistics. Default: False.
+        momentum (float): weight of the batch in the running statistics. Default: 0.1.
+        eps (float): positive in training, not negative in evaluation. Default: 1e-5.
+
+    Returns:
+        Tensor[N, C, ...]: of the input's dtype.
+
+    Raises:
+        ValueError: one value per channel in training, less than two dimensions, a bad eps, or one running statistic
+            without the other in training.
+        RuntimeError: a parameter or statistic of another shape, dtype or device, or none in evaluation.
+        NotImplementedError: input is not floating point.
+        TypeError: momentum is None.
+    """
+    if momentum is None:
+        raise TypeError("batch_norm: momentum must be a float, got None")
+    if isinstance(input, Proxy):
+        return handle_torch_function(
+            batch_norm,
+            (input,),
+            input,
+            running_mean,
+            running_var,
+            weight=weight,
+            bias=bias,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+        )
+    if not takes_batch_norm(input):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return batch_norm_with_count(input, running_mean, running_var, None, weight, bias, training, momentum, eps)
+
+
+def takes_batch_norm(input: Tensor) -> bool:
+    """Whether fastreg's operators compute the batch norm of input; else torch's do. Neither takes integers."""
+    if is_ours(input):
+        return has_operators(input)
+    if isinstance(input, Tensor) and not (input.dtype.is_floating_point or input.dtype.is_complex):
+        raise NotImplementedError(f"batch_norm: input must be floating point, got {input.dtype}")
+    return False
+
+
+def batch_norm_with_count(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    """:func:`batch_norm` of an input that :func:`takes_batch_norm`, which in training also counts the batch.
+
+    num_batches_tracked (Tensor, optional): one int64 value, incremented in place. With momentum=None the running
+    statistics become averages over all batches: the batch's weight is 1 / num_batches_tracked, without a
+    synchronisation of the device.
+    """
+    if not training:
+        if not eps >= 0.0:
+            raise ValueError(f"batch_norm: eps must not be negative, got {eps}")
+        for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+            if statistic is None:
+                raise RuntimeError(f"batch_norm: {name} must be given in evaluation, got None")
+        evaluate = torch.ops.fastreg.batch_norm_eval if is_compiling() else ops.batch_norm.evaluate
+        return evaluate(input, weight, bias, running_mean, running_var, eps)
+    if not eps > 0.0:
+        raise ValueError(f"batch_norm: eps must be positive in training, got {eps}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(
+            "batch_norm: running_mean and running_var must be given both or neither, got None for "
+            f"{'running_mean' if running_mean is None else 'running_var'}"
+        )
+    if input.dim() >= 2 and input.numel() == input.size(1) != 0:
+        raise ValueError(
+            "batch_norm: input must have more than 1 value per channel when training, "
+            f"got input size {list(input.shape)}"
+        )
+    train = torch.ops.fastreg.batch_norm_train if is_compiling() else ops.batch_norm.train
+    return train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)[0]

@@ -1,0 +1,35 @@
+"""Which calls are fastreg's, and which of its ways they take."""
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+
+from fastreg._extension import available, disabled
+
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor))
+_FLOATING_DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+_DEVICES = frozenset(() if disabled() else ("cpu", "cuda"))
+_COMPILED_BACKENDS = frozenset(device for device in _DEVICES if available(device))
+
+
+def is_ours(input) -> bool:
+    """Whether input is a tensor that fastreg computes with: anything else is torch's."""
+    return (
+        type(input) in _PLAIN_TYPES
+        and input.dtype in _FLOATING_DTYPES
+        and input.device.type in _DEVICES
+        and input.layout is torch.strided
+        and not input.is_nested
+    )
+
+
+def has_operators(input) -> bool:
+    """Whether the operators can take this tensor of ours: compiled, and no transform that they have no rule for."""
+    return (
+        input.device.type in _COMPILED_BACKENDS
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
