@@ -8,7 +8,9 @@ Where a call goes:
 - everything else (other devices, dtypes and layouts, tensor subclasses, ``FASTREG_DISABLE=1``): torch's own functions.
 """
 
+from fastreg.functional._activation import Activation
 from fastreg.functional._batch_norm import batch_norm
 from fastreg.functional._dropout import dropout
+from fastreg.functional._fused import act_dropout, batch_norm_act
 
-__all__ = ["batch_norm", "dropout"]
+__all__ = ["Activation", "act_dropout", "batch_norm", "batch_norm_act", "dropout"]

@@ -9,11 +9,17 @@ from fastreg.nn.batch_norm import (
     LazyBatchNorm3d,
 )
 from fastreg.nn.dropout import Dropout
+from fastreg.nn.fused import ActDropout, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, BiasActDropoutAdd
 
 __all__ = [
+    "ActDropout",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormAct1d",
+    "BatchNormAct2d",
+    "BatchNormAct3d",
+    "BiasActDropoutAdd",
     "Dropout",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",

@@ -9,6 +9,34 @@ from fastreg.functional import _batch_norm as F
 from fastreg.nn.tracing import traced_call
 
 
+def statistics_and_settings(module):
+    """running_mean, running_var, num_batches_tracked, weight, bias, training, momentum and eps of a call of module.
+
+    Statistics that are not to be updated are not passed; in evaluation they are used also if they are no longer
+    tracked.
+    """
+    training, momentum = module.training, module.momentum
+    running_mean, running_var, count = module.running_mean, module.running_var, None
+    if not training:
+        training = running_mean is None and running_var is None
+    elif module.track_running_stats:
+        count = module.num_batches_tracked
+    else:
+        running_mean = running_var = None
+    if momentum is None and count is None:
+        momentum = 0.0  # as torch has it: an average over batches that nobody counts stays as it is
+    return running_mean, running_var, count, module.weight, module.bias, training, momentum, module.eps
+
+
+def reset_parameters(module):
+    """What torch's batch norm does; 2.11's does not know of bias=None."""
+    module.reset_running_stats()
+    if module.affine:
+        init.ones_(module.weight)
+        if module.bias is not None:
+            init.zeros_(module.bias)
+
+
 class _Forward(torch.nn.modules.batchnorm._BatchNorm):
     """What all of fastreg's batch norms do differently from torch's."""
 
@@ -18,29 +46,10 @@ class _Forward(torch.nn.modules.batchnorm._BatchNorm):
         if not F.takes_batch_norm(input):
             return super().forward(input)
         self._check_input_dim(input)
-        # Statistics that are not to be updated are not passed; in evaluation they are used also if they are no
-        # longer tracked.
-        training, momentum = self.training, self.momentum
-        running_mean, running_var, count = self.running_mean, self.running_var, None
-        if not training:
-            training = running_mean is None and running_var is None
-        elif self.track_running_stats:
-            count = self.num_batches_tracked
-        else:
-            running_mean = running_var = None
-        if momentum is None and count is None:
-            momentum = 0.0  # as torch has it: an average over batches that nobody counts stays as it is
-        return F.batch_norm_with_count(
-            input, running_mean, running_var, count, self.weight, self.bias, training, momentum, self.eps
-        )
+        return F.batch_norm_with_count(input, *statistics_and_settings(self))
 
     def reset_parameters(self) -> None:
-        # torch 2.11 does not know of bias=None.
-        self.reset_running_stats()
-        if self.affine:
-            init.ones_(self.weight)
-            if self.bias is not None:
-                init.zeros_(self.bias)
+        reset_parameters(self)
 
 
 class _BatchNorm(_Forward):

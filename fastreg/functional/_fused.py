@@ -1,0 +1,223 @@
+"""Batch norm and dropout with what stands next to them.
+
+This is where the fused operations are defined. Today both are composed of fastreg's functions and torch's activations,
+one pass over memory for each: no kernel computes them in one. A kernel that does has to meet the tests of these.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function
+
+from fastreg import reference
+from fastreg.functional import _activation
+from fastreg.functional._activation import Activation
+from fastreg.functional._batch_norm import batch_norm_with_count, takes_batch_norm
+from fastreg.functional._dropout import dropout
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    act: str | Activation = "relu",
+    residual: Tensor | None = None,
+    pre_act: str | Activation = "identity",
+    p: float = 0.0,
+    act_weight: Tensor | None = None,
+    pre_act_weight: Tensor | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """dropout(act(batch_norm(pre_act(input)) + residual)).
+
+    Activations are named: identity, relu, relu6, leaky_relu, prelu, elu, silu, mish, gelu, gelu_tanh, hardswish,
+    hardsigmoid, sigmoid, tanh; with a parameter of their own as a pair, ``("leaky_relu", 0.2)`` (negative slope) or
+    ``("elu", 0.5)`` (alpha).
+
+    Composed of :func:`batch_norm`, :func:`dropout` and torch's activations today.
+
+    Args:
+        input, running_mean, running_var, weight, bias, training, momentum, eps: as in :func:`batch_norm`.
+        act (str or Activation): applied to the normalised input plus the residual. Default: relu.
+        residual (Tensor[N, C, ...], optional): added before act; of input's shape, dtype and device, in any layout.
+        pre_act (str or Activation): applied to input. Default: identity.
+        p (float): probability of an element of the result to be zeroed, in [0, 1], whatever ``training`` is.
+            Default: 0.
+        act_weight, pre_act_weight (Tensor[1] or Tensor[C]): the slopes where the activation is prelu.
+        rng_state (Tensor, optional): as in :func:`dropout`.
+
+    Returns:
+        Tensor[N, C, ...]: of the input's dtype and memory format.
+
+    Raises:
+        ValueError: an unknown activation, p not in [0, 1], residual of another shape; and as :func:`batch_norm`.
+        RuntimeError: residual of another dtype or device, a slope of another size; and as :func:`batch_norm`.
+        NotImplementedError, TypeError: as :func:`batch_norm`.
+    """
+    if momentum is None:
+        raise TypeError("batch_norm_act: momentum must be a float, got None")
+    if isinstance(input, Proxy) or isinstance(residual, Proxy):
+        keywords = {"training": training, "momentum": momentum, "eps": eps, "act": act, "residual": residual}
+        keywords |= {"pre_act": pre_act, "p": p, "act_weight": act_weight, "pre_act_weight": pre_act_weight}
+        arguments = (input, running_mean, running_var, weight, bias)
+        return handle_torch_function(batch_norm_act, (input, residual), *arguments, **keywords, rng_state=rng_state)
+    return batch_norm_act_with_count(
+        input,
+        running_mean,
+        running_var,
+        None,
+        weight,
+        bias,
+        training,
+        momentum,
+        eps,
+        _activation.parse("batch_norm_act", "act", act),
+        residual,
+        _activation.parse("batch_norm_act", "pre_act", pre_act),
+        p,
+        act_weight,
+        pre_act_weight,
+        rng_state,
+    )
+
+
+def batch_norm_act_with_count(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    act: Activation,
+    residual: Tensor | None = None,
+    pre_act: Activation = _activation.IDENTITY,
+    p: float = 0.0,
+    act_weight: Tensor | None = None,
+    pre_act_weight: Tensor | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """:func:`batch_norm_act` which in training also counts the batch, as :func:`batch_norm_with_count` does."""
+    _check_p("batch_norm_act", p)
+    _check_residual("batch_norm_act", input, residual)
+    _activation.check_weight("batch_norm_act", "act_weight", act, act_weight, input)
+    _activation.check_weight("batch_norm_act", "pre_act_weight", pre_act, pre_act_weight, input)
+    if rng_state is not None:
+        reference.dropout.check_rng_state(rng_state, input)
+    normalise = batch_norm_with_count if takes_batch_norm(input) else _batch_norm_of_others
+    output = normalise(
+        _activation.apply(pre_act, input, pre_act_weight),
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        weight,
+        bias,
+        training,
+        momentum,
+        eps,
+    )
+    if residual is not None:
+        output = output + residual
+    output = _activation.apply(act, output, act_weight)
+    return dropout(output, p, rng_state=rng_state) if p else output
+
+
+def act_dropout(
+    input: Tensor,
+    act: str | Activation = "relu",
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    drop_path: bool = False,
+    act_weight: Tensor | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """dropout(act(input + bias)) + residual.
+
+    Composed of :func:`dropout`, :func:`drop_path` and torch's activations today; drop_path adds the residual itself.
+
+    Args:
+        input (Tensor): any shape.
+        act (str or Activation): as in :func:`batch_norm_act`. Default: relu.
+        p (float): probability of an element, or with drop_path of a sample, to be zeroed, in [0, 1]. Default: 0.5.
+        training (bool): apply dropout. Default: True.
+        bias (Tensor[C], optional): added to input[..., c], as a linear layer does.
+        residual (Tensor, optional): added at the end; of input's shape, dtype and device, in any layout.
+        drop_path (bool): drop whole samples input[n] instead of elements. Default: False.
+        act_weight (Tensor[1] or Tensor[C]): the slope where the activation is prelu; channels are dimension 1.
+        rng_state (Tensor, optional): as in :func:`dropout`.
+
+    Returns:
+        Tensor: like input.
+
+    Raises:
+        ValueError: an unknown activation, p not in [0, 1], residual of another shape.
+        RuntimeError: bias not of input's last size, residual of another dtype or device, a slope of another size.
+    """
+    if isinstance(input, Proxy) or isinstance(residual, Proxy):
+        keywords = {"act": act, "p": p, "training": training, "bias": bias, "residual": residual}
+        keywords |= {"drop_path": drop_path, "act_weight": act_weight, "rng_state": rng_state}
+        return handle_torch_function(act_dropout, (input, residual), input, **keywords)
+    act = _activation.parse("act_dropout", "act", act)
+    _check_p("act_dropout", p)
+    _check_residual("act_dropout", input, residual)
+    _activation.check_weight("act_dropout", "act_weight", act, act_weight, input)
+    if bias is not None:
+        if bias.dim() != 1 or input.dim() == 0 or bias.shape[0] != input.shape[-1]:
+            raise RuntimeError(
+                f"act_dropout: bias must have the size of input's last dimension, input has {list(input.shape)}, "
+                f"got {list(bias.shape)}"
+            )
+        input = input + bias
+    output = _activation.apply(act, input, act_weight)
+    if drop_path:
+        return _drop_path(output, p, training, residual=residual, rng_state=rng_state)
+    output = dropout(output, p, training, rng_state=rng_state)
+    return output if residual is None else output + residual
+
+
+def _batch_norm_of_others(input, running_mean, running_var, num_batches_tracked, weight, bias, training, momentum, eps):
+    """torch's batch norm, which leaves the counting to its modules."""
+    if training and num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1.0 / float(num_batches_tracked)
+    return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum or 0.0, eps)
+
+
+def _drop_path(input, p, training, residual, rng_state):
+    if training and p:
+        factor = dropout(input.new_ones(input.shape[0]), p, rng_state=rng_state)
+        factor = factor.reshape([-1] + [1] * (input.dim() - 1))
+        input = torch.where(factor > 0, input * factor, 0.0)
+    return input if residual is None else input + residual
+
+
+def _check_p(operation, p):
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{operation}: p must lie in [0, 1], got {p}")
+
+
+def _check_residual(operation, input, residual):
+    if residual is None:
+        return
+    if residual.shape != input.shape:
+        raise ValueError(
+            f"{operation}: residual must have the input's shape {list(input.shape)}, got {list(residual.shape)}"
+        )
+    if residual.dtype != input.dtype or residual.device != input.device:
+        raise RuntimeError(
+            f"{operation}: residual must have the input's dtype and device, {input.dtype} on {input.device}, "
+            f"got {residual.dtype} on {residual.device}"
+        )
