@@ -2,10 +2,11 @@
 // never on the number of threads, so neither does the result.
 #include <ATen/Parallel.h>
 
-#include <vector>
+#include <memory>
 
 #include "../batch_norm_operators.h"
 #include "../kernels/moments.h"
+#include "huge_pages.h"
 #include "kernels.h"
 
 namespace fastreg::cpu {
@@ -15,7 +16,7 @@ using at::Tensor;
 
 constexpr int64_t kChunk = 32768;    // elements that are worth another task
 constexpr int64_t kFewChannels = 8;  // so few channels are also divided within
-constexpr int64_t kMostChunks = 256;
+constexpr int64_t kMostChunks = 64;
 
 // How the elements are cut into tasks. In the planes layout a chunk is a range of one channel's elements, in the rows
 // layout a range of rows.
@@ -36,51 +37,71 @@ struct Partition {
   Planes planes() const { return {layout.channels, layout.size}; }
   int64_t begin(int64_t k) const { return k * chunk; }
   int64_t end(int64_t k) const { return std::min((k + 1) * chunk, layout.per_channel()); }
+  // In the planes layout a task is a chunk of a channel, numbered channel-major.
+  int64_t tasks() const { return layout.channels_last ? chunks : chunks * layout.channels; }
+  // Whether a task is a whole channel: its elements can stay in the cache from one reading to the next.
+  bool task_is_channel() const { return !layout.channels_last && chunks == 1; }
 
-  // f(first, last) over tasks; in the planes layout a task is a chunk of a channel, numbered channel-major.
+  // f(first, last) over ranges of tasks.
   template <class F>
   void for_each(F&& f) const {
-    const int64_t tasks = layout.channels_last ? chunks : chunks * layout.channels;
     const int64_t elements = layout.per_channel() * layout.channels;
-    at::parallel_for(0, tasks, std::max<int64_t>(1, kChunk * tasks / elements), f);
+    at::parallel_for(0, tasks(), std::max<int64_t>(1, kChunk * tasks() / elements), f);
   }
 };
 
-// Two sums per channel. Channel c's of chunk k stand at at(k, c) and at(k, c) + pitch.
-struct Sums {
-  std::vector<double> values;
-  int64_t chunks, channels;
-  bool channels_last;
+// `rows` arrays of padded(channels) values, zero to begin with.
+template <class V>
+class ChannelRows {
+ public:
+  ChannelRows(int rows, int64_t channels) : pitch_(padded(channels)), values_(new V[size_t(rows * pitch_)]()) {}
+  V* operator[](int row) const { return values_.get() + row * pitch_; }
 
-  explicit Sums(const Partition& p)
-      : values(size_t(2 * p.chunks * p.layout.channels)),
-        chunks(p.chunks),
-        channels(p.layout.channels),
-        channels_last(p.layout.channels_last) {}
+ private:
+  int64_t pitch_;
+  std::unique_ptr<V[]> values_;
+};
 
-  double* at(int64_t chunk, int64_t channel) {
-    return values.data() + (channels_last ? 2 * chunk * channels + channel : 2 * (channel * chunks + chunk));
-  }
-  // The channel's totals, added up in the order of the chunks.
-  std::pair<double, double> total(int64_t channel) {
-    const int64_t pitch = channels_last ? channels : 1;
-    double a = 0, b = 0;
-    for (int64_t k = 0; k < chunks; ++k) {
-      const double* pair = at(k, channel);
-      a += pair[0];
-      b += pair[pitch];
+// The two sums of every task: one pair of numbers in the planes layout, one pair of rows in the other.
+class PartialSums {
+ public:
+  explicit PartialSums(const Partition& p)
+      : partition_(p),
+        pitch_(p.layout.channels_last ? padded(p.layout.channels) : 1),
+        values_(new double[size_t(2 * pitch_ * p.tasks())]) {}
+
+  double* of_task(int64_t task) const { return values_.get() + 2 * pitch_ * task; }
+
+  // Each channel's totals, added up in the order of the chunks.
+  void total(double* a, double* b) const {
+    const int64_t channels = partition_.layout.channels, chunks = partition_.chunks;
+    std::fill_n(a, channels, 0.0);
+    std::fill_n(b, channels, 0.0);
+    if (partition_.layout.channels_last) {
+      for (int64_t k = 0; k < chunks; ++k) add(of_task(k), of_task(k) + pitch_, channels, a, b);
+    } else {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t k = 0; k < chunks; ++k) add(of_task(c * chunks + k), of_task(c * chunks + k) + 1, 1, a + c, b + c);
     }
-    return {a, b};
   }
+
+ private:
+  static void add(const double* from_a, const double* from_b, int64_t count, double* a, double* b) {
+    for (int64_t i = 0; i < count; ++i) a[i] += from_a[i], b[i] += from_b[i];
+  }
+
+  Partition partition_;
+  int64_t pitch_;
+  std::unique_ptr<double[]> values_;
 };
 
 template <class T>
-void gather_moments(const Partition& p, const T* x, const double* centre, Sums& sums, int64_t task) {
+void gather_moments(const Partition& p, const T* x, const double* centre, double* sums, int64_t task) {
   if (p.layout.channels_last) {
-    kernels<T>().moments_rows(x, p.layout.channels, p.begin(task), p.end(task), centre, sums.at(task, 0));
+    kernels<T>().moments_rows(x, p.layout.channels, p.begin(task), p.end(task), centre, sums);
   } else {
     const int64_t c = task / p.chunks, k = task % p.chunks;
-    kernels<T>().moments_planes(x, p.planes(), c, p.begin(k), p.end(k), centre[c], sums.at(k, c));
+    kernels<T>().moments_planes(x, p.planes(), c, p.begin(k), p.end(k), centre[c], sums);
   }
 }
 
@@ -95,12 +116,12 @@ void normalize(const Partition& p, const T* x, T* y, const ForwardCoefficients<c
 }
 
 template <class T>
-void gather_grad_sums(const Partition& p, const T* dy, const T* x, const double* mean, Sums& sums, int64_t task) {
+void gather_grad_sums(const Partition& p, const T* dy, const T* x, const double* mean, double* sums, int64_t task) {
   if (p.layout.channels_last) {
-    kernels<T>().grad_sums_rows(dy, x, p.layout.channels, p.begin(task), p.end(task), mean, sums.at(task, 0));
+    kernels<T>().grad_sums_rows(dy, x, p.layout.channels, p.begin(task), p.end(task), mean, sums);
   } else {
     const int64_t c = task / p.chunks, k = task % p.chunks;
-    kernels<T>().grad_sums_planes(dy, x, p.planes(), c, p.begin(k), p.end(k), mean[c], sums.at(k, c));
+    kernels<T>().grad_sums_planes(dy, x, p.planes(), c, p.begin(k), p.end(k), mean[c], sums);
   }
 }
 
@@ -115,55 +136,69 @@ void input_gradient(const Partition& p, const T* dy, const T* x, T* dx, const Ba
   }
 }
 
-// A parameter or statistic as doubles.
-std::vector<double> values_of(const Tensor& t, int64_t channels, double otherwise) {
-  std::vector<double> values(size_t(channels), otherwise);
-  if (t.defined())
-    dispatch_floating(t.scalar_type(), "batch_norm", [&](auto tag) {
-      using P = decltype(tag);
-      const P* p = const_data<P>(t);
-      for (int64_t c = 0; c < channels; ++c) values[size_t(c)] = double(to_compute(p[c * t.stride(0)]));
+// gather(task, sums) for every task, then finish(c, sum, other sum) for every channel, then write(task) for every
+// task. Where a task is a channel the three follow each other. `looks` is how often to gather; refine(c, sum) comes
+// between.
+template <class Gather, class Refine, class Finish, class Write>
+void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refine, Finish&& finish, Write&& write) {
+  if (p.task_is_channel()) {
+    p.for_each([&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) {
+        double sums[2] = {};
+        for (int look = 0; look < looks; ++look) {
+          if (look > 0) refine(c, sums[0]);
+          gather(c, sums);
+        }
+        finish(c, sums[0], sums[1]);
+        write(c);
+      }
     });
-  return values;
-}
-
-// t[c] = f(c)
-template <class F>
-void write_values(const Tensor& t, F&& f) {
-  dispatch_floating(t.scalar_type(), "batch_norm", [&](auto tag) {
-    using P = decltype(tag);
-    P* p = data<P>(t);
-    for (int64_t c = 0; c < t.size(0); ++c) p[c * t.stride(0)] = from_compute<P>(compute_t<P>(f(size_t(c))));
+    return;
+  }
+  const int64_t channels = p.layout.channels;
+  const ChannelRows<double> totals(2, channels);
+  if (looks > 0) {
+    const PartialSums sums(p);
+    for (int look = 0; look < looks; ++look) {
+      for (int64_t c = 0; look > 0 && c < channels; ++c) refine(c, totals[0][c]);
+      p.for_each([&](int64_t first, int64_t last) {
+        for (int64_t task = first; task < last; ++task) gather(task, sums.of_task(task));
+      });
+      sums.total(totals[0], totals[1]);
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) finish(c, totals[0][c], totals[1][c]);
+  p.for_each([&](int64_t first, int64_t last) {
+    for (int64_t task = last; task-- > first;) write(task);  // backwards: what was read last is still in the cache
   });
 }
 
-void update_running(const Tensor& running, const std::vector<double>& value, double factor) {
-  if (!running.defined()) return;
-  const std::vector<double> old = values_of(running, running.size(0), 0.0);
-  write_values(running, [&](size_t c) { return updated_running(old[c], value[c], factor); });
+// f(c, element) for the elements of a parameter or statistic.
+template <class F>
+void for_each_value(const Tensor& t, F&& f) {
+  dispatch_floating(t.scalar_type(), "batch_norm", [&](auto tag) {
+    auto* p = static_cast<decltype(tag)*>(t.data_ptr());
+    const int64_t channels = t.size(0), stride = t.stride(0);
+    for (int64_t c = 0; c < channels; ++c) f(c, p[c * stride]);
+  });
 }
 
-// Per-channel coefficients as `count` rows of one array.
-template <class C>
-struct CoefficientRows {
-  std::vector<C> values;
-  int64_t channels;
-
-  CoefficientRows(int count, int64_t channels) : values(size_t(count * channels)), channels(channels) {}
-  C* row(int i) { return values.data() + i * channels; }
-};
-
-template <class C>
-ForwardCoefficients<C> forward_coefficients(CoefficientRows<C>& rows) {
-  return {rows.row(0), rows.row(1), rows.row(2), rows.row(3)};
+template <class P>
+void assign(P& element, double value) {
+  element = from_compute<P>(compute_t<P>(value));
 }
 
-// What is known of the mean after the first look at a channel: any of its values does for a start.
-template <class T>
-std::vector<double> first_values(const T* x, const ChannelLayout& l) {
-  std::vector<double> centre(size_t(l.channels));
-  for (int64_t c = 0; c < l.channels; ++c) centre[size_t(c)] = double(to_compute(x[l.channels_last ? c : c * l.size]));
-  return centre;
+void read_values(const Tensor& t, int64_t channels, double otherwise, double* values) {
+  if (t.defined()) {
+    for_each_value(t, [&](int64_t c, const auto& element) { values[c] = double(to_compute(element)); });
+  } else {
+    std::fill_n(values, channels, otherwise);
+  }
+}
+
+template <class C>
+ForwardCoefficients<C> forward_coefficients(const ChannelRows<C>& rows) {
+  return {rows[0], rows[1], rows[2], rows[3]};
 }
 
 void train(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
@@ -171,92 +206,80 @@ void train(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const 
   const Partition partition(layout);
   const int64_t channels = layout.channels;
   const double n = double(layout.per_channel());
-  const std::vector<double> w = values_of(affine.weight, channels, 1.0), b = values_of(affine.bias, channels, 0.0);
-  std::vector<double> mean(w.size()), unbiased_variance(w.size());
+  const ChannelRows<double> rows(4, channels);
+  double *const w = rows[0], *const b = rows[1], *const centre = rows[2], *const variance = rows[3];
+  double* const mean = centre;  // which a channel's centre becomes when it is finished
+  read_values(affine.weight, channels, 1.0, w);
+  read_values(affine.bias, channels, 0.0, b);
+  advise_huge_pages(y);
 
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
     using T = decltype(tag);
     using C = compute_t<T>;
     const T* from = const_data<T>(x);
     T* to = data<T>(y);
-    Sums sums(partition);
-    std::vector<double> centre = first_values(from, layout);
-    CoefficientRows<C> rows(4, channels);
+    // What is known of the mean after the first look at a channel: any of its values does for a start.
+    for (int64_t c = 0; c < channels; ++c)
+      centre[c] = double(to_compute(from[layout.channels_last ? c : c * layout.size]));
+    const ChannelRows<C> coefficients(4, channels);
     C* const saved = data<C>(statistics.stats);
 
-    const auto gather = [&](int64_t first, int64_t last) {
-      for (int64_t task = first; task < last; ++task) gather_moments(partition, from, centre.data(), sums, task);
-    };
-    const auto finish_channel = [&](int64_t c) {
-      const auto [sum, sum_of_squares] = sums.total(c);
-      const Moments<double> m = moments_from_sums(n, sum, sum_of_squares);
-      const double invstd = inverse_deviation(m.m2 / n, statistics.eps);
-      rows.row(0)[c] = saved[c] = C(centre[size_t(c)]);
-      rows.row(1)[c] = saved[channels + c] = C(m.mean + (centre[size_t(c)] - double(saved[c])));
-      saved[2 * channels + c] = C(invstd);
-      rows.row(2)[c] = C(invstd * w[size_t(c)]);
-      rows.row(3)[c] = C(b[size_t(c)]);
-      mean[size_t(c)] = centre[size_t(c)] + m.mean;
-      unbiased_variance[size_t(c)] = m.m2 / (n - 1);
-    };
-    const auto write = [&](int64_t first, int64_t last) {
-      // Backwards: what was read last is still in the cache.
-      for (int64_t task = last; task-- > first;) normalize(partition, from, to, forward_coefficients(rows), task);
-    };
     // Double sums of doubles have no digits to spare: a second look, centred on the mean, restores those that the
     // first one lost.
-    constexpr bool kTwoLooks = std::is_same_v<T, double>;
-    const auto recentre = [&](int64_t c) { centre[size_t(c)] += sums.total(c).first / n; };
-
-    if (!layout.channels_last && partition.chunks == 1) {
-      // A task is a whole channel, read from memory once: it is in the cache when it is normalised.
-      partition.for_each([&](int64_t first, int64_t last) {
-        for (int64_t c = first; c < last; ++c) {
-          gather(c, c + 1);
-          if (kTwoLooks) recentre(c), gather(c, c + 1);
-          finish_channel(c);
-          write(c, c + 1);
-        }
-      });
-    } else {
-      partition.for_each(gather);
-      if (kTwoLooks) {
-        for (int64_t c = 0; c < channels; ++c) recentre(c);
-        partition.for_each(gather);
-      }
-      for (int64_t c = 0; c < channels; ++c) finish_channel(c);
-      partition.for_each(write);
-    }
+    constexpr int kLooks = std::is_same_v<T, double> ? 2 : 1;
+    in_two_passes(
+        partition, kLooks, [&](int64_t task, double* sums) { gather_moments(partition, from, centre, sums, task); },
+        [&](int64_t c, double sum) { centre[c] += sum / n; },
+        [&](int64_t c, double sum, double sum_of_squares) {
+          const Moments<double> m = moments_from_sums(n, sum, sum_of_squares);
+          const double invstd = inverse_deviation(m.m2 / n, statistics.eps);
+          coefficients[0][c] = saved[c] = C(centre[c]);
+          coefficients[1][c] = saved[channels + c] = C(m.mean + (centre[c] - double(saved[c])));
+          coefficients[2][c] = C(invstd * w[c]);
+          coefficients[3][c] = C(b[c]);
+          saved[2 * channels + c] = C(invstd);
+          mean[c] += m.mean;
+          variance[c] = m.m2 / (n - 1);
+        },
+        [&](int64_t task) { normalize(partition, from, to, forward_coefficients(coefficients), task); });
   });
 
   int64_t batches = 0;
   if (running.num_batches_tracked.defined()) batches = ++*running.num_batches_tracked.mutable_data_ptr<int64_t>();
   const double factor = running.momentum ? *running.momentum : 1.0 / double(batches);
-  update_running(running.mean, mean, factor);
-  update_running(running.var, unbiased_variance, factor);
+  const auto update = [&](const Tensor& statistic, const double* of_batch) {
+    if (!statistic.defined()) return;
+    for_each_value(statistic, [&](int64_t c, auto& element) {
+      assign(element, updated_running(double(to_compute(element)), of_batch[c], factor));
+    });
+  };
+  update(running.mean, mean);
+  update(running.var, variance);
 }
 
 void eval(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
           const Statistics& statistics) {
   const Partition partition(layout);
   const int64_t channels = layout.channels;
-  const std::vector<double> w = values_of(affine.weight, channels, 1.0), b = values_of(affine.bias, channels, 0.0),
-                            mean = values_of(statistics.running_mean, channels, 0.0),
-                            variance = values_of(statistics.running_var, channels, 1.0);
+  const ChannelRows<double> rows(4, channels);
+  read_values(affine.weight, channels, 1.0, rows[0]);
+  read_values(affine.bias, channels, 0.0, rows[1]);
+  read_values(statistics.running_mean, channels, 0.0, rows[2]);
+  read_values(statistics.running_var, channels, 1.0, rows[3]);
+  advise_huge_pages(y);
 
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
     using T = decltype(tag);
     using C = compute_t<T>;
-    CoefficientRows<C> rows(4, channels);
+    const ChannelRows<C> coefficients(4, channels);
     for (int64_t c = 0; c < channels; ++c) {
-      rows.row(0)[c] = C(mean[size_t(c)]);
-      rows.row(1)[c] = C(0);
-      rows.row(2)[c] = C(inverse_deviation(variance[size_t(c)], statistics.eps) * w[size_t(c)]);
-      rows.row(3)[c] = C(b[size_t(c)]);
+      coefficients[0][c] = C(rows[2][c]);
+      coefficients[2][c] = C(inverse_deviation(rows[3][c], statistics.eps) * rows[0][c]);
+      coefficients[3][c] = C(rows[1][c]);
     }
     partition.for_each([&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last; ++task)
-        normalize(partition, const_data<T>(x), data<T>(y), forward_coefficients(rows), task);
+        normalize(partition, const_data<T>(x), data<T>(y), forward_coefficients(coefficients), task);
     });
   });
 }
@@ -268,79 +291,60 @@ void backward(const ChannelLayout& layout, const Tensor& dy, const Tensor& x, co
   const double n = double(layout.per_channel());
   const bool training = statistics.stats.defined();
   const bool need_sums = training || gradients.weight.defined() || gradients.bias.defined();
-  std::vector<double> centre, delta, invstd;
+  const ChannelRows<double> rows(6, channels);
+  double *const centre = rows[0], *const delta = rows[1], *const invstd = rows[2], *const w = rows[3];
+  double *const sum_dy = rows[4], *const sum_dy_x = rows[5];
   if (training) {
     dispatch_floating(statistics.stats.scalar_type(), "batch_norm", [&](auto tag) {
-      const auto* row = const_data<decltype(tag)>(statistics.stats);
-      for (std::vector<double>* values : {&centre, &delta, &invstd}) {
-        values->resize(size_t(channels));
-        for (double& value : *values) value = double(to_compute(*row++));
-      }
+      const auto* values = const_data<decltype(tag)>(statistics.stats);
+      for (double* row : {centre, delta, invstd})
+        for (int64_t c = 0; c < channels; ++c) row[c] = double(to_compute(*values++));
     });
   } else {
-    centre = values_of(statistics.running_mean, channels, 0.0);
-    delta.assign(size_t(channels), 0.0);
-    invstd = values_of(statistics.running_var, channels, 1.0);
-    for (double& v : invstd) v = inverse_deviation(v, statistics.eps);
+    read_values(statistics.running_mean, channels, 0.0, centre);
+    read_values(statistics.running_var, channels, 1.0, invstd);
+    for (int64_t c = 0; c < channels; ++c) invstd[c] = inverse_deviation(invstd[c], statistics.eps);
   }
-  const std::vector<double> w = values_of(weight, channels, 1.0);
-  std::vector<double> sum_dy(w.size()), sum_dy_x(w.size());
+  read_values(weight, channels, 1.0, w);
+  if (gradients.input.defined()) advise_huge_pages(gradients.input);
 
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
     using T = decltype(tag);
     using C = compute_t<T>;
     const T *from = const_data<T>(x), *grad = const_data<T>(dy);
     T* const to = gradients.input.defined() ? data<T>(gradients.input) : nullptr;
-    Sums sums(partition);
-    CoefficientRows<C> rows(5, channels);
+    const ChannelRows<C> coefficients(5, channels);
 
-    const auto gather = [&](int64_t first, int64_t last) {
-      for (int64_t task = first; task < last; ++task)
-        gather_grad_sums(partition, grad, from, centre.data(), sums, task);
-    };
-    const auto finish_channel = [&](int64_t c) {
-      const size_t i = size_t(c);
-      if (need_sums) {
-        const auto [a, b] = sums.total(c);
-        sum_dy[i] = a;
-        sum_dy_x[i] = b - delta[i] * a;
-      }
-      rows.row(0)[c] = training ? C(centre[i]) : C(0);
-      rows.row(1)[c] = training ? C(delta[i]) : C(0);
-      rows.row(2)[c] = C(invstd[i] * w[i]);
-      rows.row(3)[c] = training ? C(sum_dy[i] / n) : C(0);
-      rows.row(4)[c] = training ? C(sum_dy_x[i] / n * invstd[i] * invstd[i]) : C(0);
-    };
-    const auto write = [&](int64_t first, int64_t last) {
-      for (int64_t task = last; task-- > first;) {
-        if (training) {
-          const BackwardCoefficients<C> f = {rows.row(0), rows.row(1), rows.row(2), rows.row(3), rows.row(4)};
-          input_gradient(partition, grad, from, to, f, task);
-        } else {
-          // The statistics are constants: dx = dy * scale, whatever x is.
-          const ForwardCoefficients<C> f = {rows.row(0), rows.row(1), rows.row(2), rows.row(3)};
-          normalize(partition, grad, to, f, task);
-        }
-      }
-    };
-
-    if (!layout.channels_last && partition.chunks == 1) {
-      partition.for_each([&](int64_t first, int64_t last) {
-        for (int64_t c = first; c < last; ++c) {
-          if (need_sums) gather(c, c + 1);
-          finish_channel(c);
-          if (to) write(c, c + 1);
-        }
-      });
-    } else {
-      if (need_sums) partition.for_each(gather);
-      for (int64_t c = 0; c < channels; ++c) finish_channel(c);
-      if (to) partition.for_each(write);
-    }
+    in_two_passes(
+        partition, need_sums ? 1 : 0,
+        [&](int64_t task, double* sums) { gather_grad_sums(partition, grad, from, centre, sums, task); },
+        [](int64_t, double) {},
+        [&](int64_t c, double sum, double sum_of_products) {
+          sum_dy[c] = sum;
+          sum_dy_x[c] = sum_of_products - delta[c] * sum;
+          coefficients[2][c] = C(invstd[c] * w[c]);
+          if (!training) return;  // the statistics are constants: dx = dy * scale, whatever x is
+          coefficients[0][c] = C(centre[c]);
+          coefficients[1][c] = C(delta[c]);
+          coefficients[3][c] = C(sum / n);
+          coefficients[4][c] = C(sum_dy_x[c] / n * invstd[c] * invstd[c]);
+        },
+        [&](int64_t task) {
+          if (to == nullptr) return;
+          if (training) {
+            const BackwardCoefficients<C> f = {coefficients[0], coefficients[1], coefficients[2], coefficients[3],
+                                               coefficients[4]};
+            input_gradient(partition, grad, from, to, f, task);
+          } else {
+            normalize(partition, grad, to, forward_coefficients(coefficients), task);
+          }
+        });
   });
 
-  if (gradients.weight.defined()) write_values(gradients.weight, [&](size_t c) { return sum_dy_x[c] * invstd[c]; });
-  if (gradients.bias.defined()) write_values(gradients.bias, [&](size_t c) { return sum_dy[c]; });
+  if (gradients.weight.defined())
+    for_each_value(gradients.weight, [&](int64_t c, auto& element) { assign(element, sum_dy_x[c] * invstd[c]); });
+  if (gradients.bias.defined())
+    for_each_value(gradients.bias, [&](int64_t c, auto& element) { assign(element, sum_dy[c]); });
 }
 
 struct BatchNormBackend {

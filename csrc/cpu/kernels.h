@@ -2,6 +2,8 @@
 // Each function works through a range in one thread; csrc/cpu/*.cpp divide the work.
 #pragma once
 
+#include <type_traits>
+
 #include "../kernels/dropout_stream.h"
 #include "../kernels/types.h"
 
@@ -14,7 +16,10 @@ struct DropoutArguments {
   IndexMap map;
 };
 
-// Per-channel coefficients, each an array of `channels`. x stands for an input element of the channel.
+// The length of an array of per-channel coefficients or sums: whole vectors can be read and written at its end.
+constexpr int64_t padded(int64_t channels) { return (channels + 31) / 32 * 32; }
+
+// Per-channel coefficients, each an array of padded(channels). x stands for an input element of the channel.
 // Forward: y = ((x - centre) - delta) * scale + shift.
 template <class C>
 struct ForwardCoefficients {
@@ -31,8 +36,9 @@ struct Planes {
   int64_t channels, size;
 };
 
-// All sums are taken in double. In the "rows" functions x is [rows, channels], the channels-last layout, and sums
-// is [2, channels]; the range is of rows. In the "planes" functions the range is of elements of one channel.
+// All sums are taken in double. In the "rows" functions x is [rows, channels], the channels-last layout, centre and
+// mean are arrays of padded(channels), and sums are two of them; the range is of rows. In the "planes" functions the
+// range is of elements of one channel.
 template <class T>
 struct Kernels {
   using C = compute_t<T>;

@@ -6,28 +6,43 @@
 
 namespace fastreg::cpu::FASTREG_ISA {
 
-// Elements that one step of a double-precision sum takes: two vectors of doubles, whatever the element type.
-constexpr int kWide = 2 * kF64;
+// Vectors of doubles in one step of a sum: enough independent additions to hide their latency.
+constexpr int kParts = 4;
+constexpr int kStep = kParts * kF64;
 
-struct Wide {
-  f64 part[2];
+// Two sums per lane of kParts vectors.
+struct LaneSums {
+  f64 a[kParts] = {}, b[kParts] = {};
+
+  LaneSums() = default;
+  FASTREG_HD LaneSums(const double* sum_a, const double* sum_b) {
+    for (int k = 0; k < kParts; ++k) a[k] = load(sum_a + k * kF64), b[k] = load(sum_b + k * kF64);
+  }
+  FASTREG_HD void store_to(double* sum_a, double* sum_b) const {
+    for (int k = 0; k < kParts; ++k) store(sum_a + k * kF64, a[k]), store(sum_b + k * kF64, b[k]);
+  }
+  // Their totals, in the order of the lanes.
+  FASTREG_HD void total(double* sums) const {
+    double lanes_a[kStep], lanes_b[kStep];
+    store_to(lanes_a, lanes_b);
+    sums[0] = sums[1] = 0;
+    for (int i = 0; i < kStep; ++i) sums[0] += lanes_a[i], sums[1] += lanes_b[i];
+  }
 };
-template <class T>
-FASTREG_HD Wide load_wide(const T* p) {
-  const f32 v = load(p);
-  return Wide{{low_half(v), high_half(v)}};
-}
-FASTREG_HD Wide load_wide(const double* p) { return Wide{{load(p), load(p + kF64)}}; }
-FASTREG_HD void store_wide(double* p, const Wide& v) {
-  store(p, v.part[0]);
-  store(p + kF64, v.part[1]);
+
+// f(k, rest) for the vectors of doubles in the last `count` elements of a run: the vector's number, and how many
+// elements there are from its first one on.
+template <class F>
+FASTREG_HD void for_each_part(int64_t count, F&& f) {
+#pragma GCC unroll 4
+  for (int k = 0; k < kParts; ++k)
+    if (const int64_t rest = count - k * kF64; rest > 0) f(k, rest);
 }
 
-FASTREG_HD double sum_lanes(const Wide& v) {
-  double lanes[kWide], total = 0;
-  store_wide(lanes, v);
-  for (double lane : lanes) total += lane;
-  return total;
+// kF64 elements as doubles, or the first `rest`, and `otherwise` in place of the others.
+template <class T>
+FASTREG_HD f64 widen_up_to(const T* p, int64_t rest, double otherwise) {
+  return rest >= kF64 ? widen(p) : widen_first(p, rest, otherwise);
 }
 
 // The contiguous runs that a range of one channel's elements consists of.
@@ -52,6 +67,18 @@ class Runs {
   int64_t channel_, next_, end_;
 };
 
+// From an element of a channel to the one that is worth prefetching with it: far enough ahead in the same channel to
+// arrive in time, at the same place in another plane. The hardware sees no pattern where planes are short.
+template <class T>
+FASTREG_HD int64_t prefetch_distance(Planes planes) {
+  constexpr int64_t kAhead = 4096 / sizeof(T);
+  return (kAhead + planes.size - 1) / planes.size * planes.channels * planes.size;
+}
+template <class T>
+FASTREG_HD void prefetch(const T* p) {
+  __builtin_prefetch(p);
+}
+
 // ---- What is summed: d and d^2 for the moments, dy and dy * d for the gradients, d = x - centre ----
 
 template <class V>
@@ -69,89 +96,103 @@ FASTREG_HD void add_grad_sums(V dy, V x, V mean, V& sum, V& sum_of_products) {
 template <class T>
 void moments_planes(const T* x, Planes planes, int64_t channel, int64_t begin, int64_t end, double centre,
                     double* sums) {
-  Wide a = {}, b = {};
-  double tail_a = 0, tail_b = 0;
-  const f64 wide_centre = broadcast(centre);
+  LaneSums s;
+  const f64 c = broadcast(centre);
+  const int64_t ahead = prefetch_distance<T>(planes);
   for (Runs run(planes, channel, begin, end); run.advance();) {
     const T* p = x + run.offset;
     int64_t i = 0;
-    for (; i + kWide <= run.count; i += kWide) {
-      const Wide v = load_wide(p + i);
-      for (int k = 0; k < 2; ++k) add_moments(v.part[k], wide_centre, a.part[k], b.part[k]);
-    }
-    for (; i < run.count; ++i) add_moments(double(to_compute(p[i])), centre, tail_a, tail_b);
+    for (; i + kStep <= run.count; i += kStep)
+      for (int k = 0; k < kParts; ++k) {
+        prefetch(p + i + k * kF64 + ahead);
+        add_moments(widen(p + i + k * kF64), c, s.a[k], s.b[k]);
+      }
+    for_each_part(run.count - i, [&](int k, int64_t rest) {
+      add_moments(widen_up_to(p + i + k * kF64, rest, centre), c, s.a[k], s.b[k]);
+    });
   }
-  sums[0] = sum_lanes(a) + tail_a;
-  sums[1] = sum_lanes(b) + tail_b;
+  s.total(sums);
 }
 
 template <class T>
 void grad_sums_planes(const T* dy, const T* x, Planes planes, int64_t channel, int64_t begin, int64_t end, double mean,
                       double* sums) {
-  Wide a = {}, b = {};
-  double tail_a = 0, tail_b = 0;
-  const f64 wide_mean = broadcast(mean);
+  LaneSums s;
+  const f64 m = broadcast(mean);
+  const int64_t ahead = prefetch_distance<T>(planes);
   for (Runs run(planes, channel, begin, end); run.advance();) {
     const T *p = x + run.offset, *g = dy + run.offset;
     int64_t i = 0;
-    for (; i + kWide <= run.count; i += kWide) {
-      const Wide v = load_wide(p + i), w = load_wide(g + i);
-      for (int k = 0; k < 2; ++k) add_grad_sums(w.part[k], v.part[k], wide_mean, a.part[k], b.part[k]);
-    }
-    for (; i < run.count; ++i) add_grad_sums(double(to_compute(g[i])), double(to_compute(p[i])), mean, tail_a, tail_b);
+    for (; i + kStep <= run.count; i += kStep)
+      for (int k = 0; k < kParts; ++k) {
+        prefetch(p + i + k * kF64 + ahead);
+        prefetch(g + i + k * kF64 + ahead);
+        add_grad_sums(widen(g + i + k * kF64), widen(p + i + k * kF64), m, s.a[k], s.b[k]);
+      }
+    for_each_part(run.count - i, [&](int k, int64_t rest) {
+      const int64_t j = i + k * kF64;
+      add_grad_sums(widen_up_to(g + j, rest, 0), widen_up_to(p + j, rest, mean), m, s.a[k], s.b[k]);
+    });
   }
-  sums[0] = sum_lanes(a) + tail_a;
-  sums[1] = sum_lanes(b) + tail_b;
+  s.total(sums);
 }
 
 // Rows that share one load and store of the channels' sums, which stay in the first-level cache.
 constexpr int kRowGroup = 8;
 
+// f(columns, whole) for each group of kStep columns; `whole` is a constant: whether x has all of them.
+template <class F>
+FASTREG_HD void for_each_step(int64_t channels, F&& f) {
+  int64_t c = 0;
+  for (; c + kStep <= channels; c += kStep) f(c, std::true_type{});
+  if (c < channels) f(c, std::false_type{});
+}
+
+// kF64 elements, or as many of them as the row has, `rest`.
+template <class T, class Whole>
+FASTREG_HD f64 widen_column(const T* p, int64_t rest, Whole) {
+  if (Whole::value || rest >= kF64) return widen(p);
+  return rest > 0 ? widen_first(p, rest, 0.0) : broadcast(0.0);
+}
+
 template <class T>
 void moments_rows(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums) {
-  double *sum = sums, *sum_of_squares = sums + channels;
-  memset(sums, 0, size_t(2 * channels) * sizeof(double));
+  double *const sum = sums, *const sum_of_squares = sums + padded(channels);
+  memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
   for (int64_t row = begin; row < end; row += kRowGroup) {
     const int64_t stop = row + kRowGroup < end ? row + kRowGroup : end;
-    int64_t c = 0;
-    for (; c + kWide <= channels; c += kWide) {
-      Wide a = load_wide(sum + c), b = load_wide(sum_of_squares + c);
-      const Wide m = load_wide(centre + c);
-      for (int64_t r = row; r < stop; ++r) {
-        const Wide v = load_wide(x + r * channels + c);
-        for (int k = 0; k < 2; ++k) add_moments(v.part[k], m.part[k], a.part[k], b.part[k]);
-      }
-      store_wide(sum + c, a);
-      store_wide(sum_of_squares + c, b);
-    }
-    for (; c < channels; ++c)
+    for_each_step(channels, [&](int64_t c, auto whole) {
+      LaneSums s(sum + c, sum_of_squares + c);
+      f64 m[kParts];
+      for (int k = 0; k < kParts; ++k) m[k] = load(centre + c + k * kF64);
       for (int64_t r = row; r < stop; ++r)
-        add_moments(double(to_compute(x[r * channels + c])), centre[c], sum[c], sum_of_squares[c]);
+        for (int k = 0; k < kParts; ++k) {
+          const int64_t column = c + k * kF64;
+          add_moments(widen_column(x + r * channels + column, channels - column, whole), m[k], s.a[k], s.b[k]);
+        }
+      s.store_to(sum + c, sum_of_squares + c);
+    });
   }
 }
 
 template <class T>
 void grad_sums_rows(const T* dy, const T* x, int64_t channels, int64_t begin, int64_t end, const double* mean,
                     double* sums) {
-  double *sum = sums, *sum_of_products = sums + channels;
-  memset(sums, 0, size_t(2 * channels) * sizeof(double));
+  double *const sum = sums, *const sum_of_products = sums + padded(channels);
+  memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
   for (int64_t row = begin; row < end; row += kRowGroup) {
     const int64_t stop = row + kRowGroup < end ? row + kRowGroup : end;
-    int64_t c = 0;
-    for (; c + kWide <= channels; c += kWide) {
-      Wide a = load_wide(sum + c), b = load_wide(sum_of_products + c);
-      const Wide m = load_wide(mean + c);
-      for (int64_t r = row; r < stop; ++r) {
-        const Wide v = load_wide(x + r * channels + c), w = load_wide(dy + r * channels + c);
-        for (int k = 0; k < 2; ++k) add_grad_sums(w.part[k], v.part[k], m.part[k], a.part[k], b.part[k]);
-      }
-      store_wide(sum + c, a);
-      store_wide(sum_of_products + c, b);
-    }
-    for (; c < channels; ++c)
+    for_each_step(channels, [&](int64_t c, auto whole) {
+      LaneSums s(sum + c, sum_of_products + c);
+      f64 m[kParts];
+      for (int k = 0; k < kParts; ++k) m[k] = load(mean + c + k * kF64);
       for (int64_t r = row; r < stop; ++r)
-        add_grad_sums(double(to_compute(dy[r * channels + c])), double(to_compute(x[r * channels + c])), mean[c],
-                      sum[c], sum_of_products[c]);
+        for (int k = 0; k < kParts; ++k) {
+          const int64_t column = c + k * kF64, i = r * channels + column, rest = channels - column;
+          add_grad_sums(widen_column(dy + i, rest, whole), widen_column(x + i, rest, whole), m[k], s.a[k], s.b[k]);
+        }
+      s.store_to(sum + c, sum_of_products + c);
+    });
   }
 }
 
@@ -167,37 +208,42 @@ FASTREG_HD V input_gradient(V dy, V x, V centre, V delta, V scale, V mean_dy, V 
 }
 
 template <class T>
-constexpr int kLanes = sizeof(compute_t<T>) == 4 ? kF32 : kF64;
-
-template <class T>
 void normalize_planes(const T* x, T* y, Planes planes, int64_t channel, int64_t begin, int64_t end,
                       const ForwardCoefficients<compute_t<T>>& f) {
-  const auto centre = f.centre[channel], delta = f.delta[channel], scale = f.scale[channel], shift = f.shift[channel];
-  const auto c = broadcast(centre), d = broadcast(delta), a = broadcast(scale), b = broadcast(shift);
+  const auto c = broadcast(f.centre[channel]), d = broadcast(f.delta[channel]), a = broadcast(f.scale[channel]),
+             b = broadcast(f.shift[channel]);
+  const int64_t ahead = prefetch_distance<T>(planes);
   for (Runs run(planes, channel, begin, end); run.advance();) {
     const T* p = x + run.offset;
     T* q = y + run.offset;
     int64_t i = 0;
-    for (; i + kLanes<T> <= run.count; i += kLanes<T>) store(q + i, normalized(load(p + i), c, d, a, b));
-    for (; i < run.count; ++i) q[i] = from_compute<T>(normalized(to_compute(p[i]), centre, delta, scale, shift));
+    for (; i + kLanes<T> <= run.count; i += kLanes<T>) {
+      prefetch(p + i + ahead);
+      prefetch(q + i + ahead);
+      store(q + i, normalized(load(p + i), c, d, a, b));
+    }
+    if (const int64_t rest = run.count - i) store_first(q + i, rest, normalized(load_first(p + i, rest), c, d, a, b));
   }
 }
 
 template <class T>
 void grad_input_planes(const T* dy, const T* x, T* dx, Planes planes, int64_t channel, int64_t begin, int64_t end,
                        const BackwardCoefficients<compute_t<T>>& f) {
-  const auto centre = f.centre[channel], delta = f.delta[channel], scale = f.scale[channel],
-             mean_dy = f.mean_dy[channel], slope = f.slope[channel];
-  const auto c = broadcast(centre), d = broadcast(delta), a = broadcast(scale), m = broadcast(mean_dy),
-             s = broadcast(slope);
+  const auto c = broadcast(f.centre[channel]), d = broadcast(f.delta[channel]), a = broadcast(f.scale[channel]),
+             m = broadcast(f.mean_dy[channel]), s = broadcast(f.slope[channel]);
+  const int64_t ahead = prefetch_distance<T>(planes);
   for (Runs run(planes, channel, begin, end); run.advance();) {
     const T *p = x + run.offset, *g = dy + run.offset;
     T* q = dx + run.offset;
     int64_t i = 0;
-    for (; i + kLanes<T> <= run.count; i += kLanes<T>)
+    for (; i + kLanes<T> <= run.count; i += kLanes<T>) {
+      prefetch(p + i + ahead);
+      prefetch(g + i + ahead);
+      prefetch(q + i + ahead);
       store(q + i, input_gradient(load(g + i), load(p + i), c, d, a, m, s));
-    for (; i < run.count; ++i)
-      q[i] = from_compute<T>(input_gradient(to_compute(g[i]), to_compute(p[i]), centre, delta, scale, mean_dy, slope));
+    }
+    if (const int64_t rest = run.count - i)
+      store_first(q + i, rest, input_gradient(load_first(g + i, rest), load_first(p + i, rest), c, d, a, m, s));
   }
 }
 
@@ -211,8 +257,10 @@ void normalize_rows(const T* x, T* y, int64_t channels, int64_t begin, int64_t e
     for (; c + kLanes<T> <= channels; c += kLanes<T>)
       store(q + c,
             normalized(load(p + c), load(f.centre + c), load(f.delta + c), load(f.scale + c), load(f.shift + c)));
-    for (; c < channels; ++c)
-      q[c] = from_compute<T>(normalized(to_compute(p[c]), f.centre[c], f.delta[c], f.scale[c], f.shift[c]));
+    if (const int64_t rest = channels - c)
+      store_first(q + c, rest,
+                  normalized(load_first(p + c, rest), load(f.centre + c), load(f.delta + c), load(f.scale + c),
+                             load(f.shift + c)));
   }
 }
 
@@ -226,9 +274,10 @@ void grad_input_rows(const T* dy, const T* x, T* dx, int64_t channels, int64_t b
     for (; c + kLanes<T> <= channels; c += kLanes<T>)
       store(q + c, input_gradient(load(g + c), load(p + c), load(f.centre + c), load(f.delta + c), load(f.scale + c),
                                   load(f.mean_dy + c), load(f.slope + c)));
-    for (; c < channels; ++c)
-      q[c] = from_compute<T>(input_gradient(to_compute(g[c]), to_compute(p[c]), f.centre[c], f.delta[c], f.scale[c],
-                                            f.mean_dy[c], f.slope[c]));
+    if (const int64_t rest = channels - c)
+      store_first(q + c, rest,
+                  input_gradient(load_first(g + c, rest), load_first(p + c, rest), load(f.centre + c),
+                                 load(f.delta + c), load(f.scale + c), load(f.mean_dy + c), load(f.slope + c)));
   }
 }
 

@@ -44,8 +44,15 @@ FASTREG_HD f64 keep_lanes(f64 v, uint32_t bits) {
   return _mm256_and_pd(v, _mm256_castsi256_pd(_mm256_cmpeq_epi64(chosen, lane_bit)));
 }
 
-FASTREG_HD f64 low_half(f32 v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
-FASTREG_HD f64 high_half(f32 v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
+FASTREG_HD f64 widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+FASTREG_HD f64 widen(const double* p) { return load(p); }
+FASTREG_HD f64 widen(const half* p) {
+  return _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+FASTREG_HD f64 widen(const bfloat16* p) {
+  const __m128i bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(bits, 16)));
+}
 
 // Four Philox calls in the four 64-bit lanes, as in simd_avx512.h; two such groups make the eight blocks.
 class KeepGenerator {

@@ -35,8 +35,36 @@ FASTREG_HD void store(bfloat16* p, f32 v) {
 FASTREG_HD f32 keep_lanes(f32 v, uint32_t bits) { return _mm512_maskz_mov_ps(__mmask16(bits), v); }
 FASTREG_HD f64 keep_lanes(f64 v, uint32_t bits) { return _mm512_maskz_mov_pd(__mmask8(bits), v); }
 
-FASTREG_HD f64 low_half(f32 v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
-FASTREG_HD f64 high_half(f32 v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
+FASTREG_HD f64 widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+FASTREG_HD f64 widen(const double* p) { return load(p); }
+FASTREG_HD f64 widen(const half* p) {
+  return _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+FASTREG_HD f64 widen(const bfloat16* p) {
+  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
+}
+
+// Masked accesses, where simd_partial.h would go through a buffer.
+FASTREG_HD f64 widen_first(const float* p, int64_t count, double otherwise) {
+  const __mmask8 first = __mmask8((1u << count) - 1);
+  return _mm512_mask_cvtps_pd(_mm512_set1_pd(otherwise), first, _mm256_maskz_loadu_ps(first, p));
+}
+FASTREG_HD f64 widen_first(const double* p, int64_t count, double otherwise) {
+  return _mm512_mask_loadu_pd(_mm512_set1_pd(otherwise), __mmask8((1u << count) - 1), p);
+}
+FASTREG_HD f32 load_first(const float* p, int64_t count) {
+  return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+}
+FASTREG_HD f64 load_first(const double* p, int64_t count) {
+  return _mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+}
+FASTREG_HD void store_first(float* p, int64_t count, f32 v) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), v);
+}
+FASTREG_HD void store_first(double* p, int64_t count, f64 v) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), v);
+}
 
 // Eight Philox calls in the eight 64-bit lanes. Each 32-bit word of the state sits in the low half of its lane, and
 // what the high half holds is never looked at: a multiplication reads low halves only.

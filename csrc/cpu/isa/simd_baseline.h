@@ -35,9 +35,11 @@ FASTREG_HD f32 keep_lanes(f32 v, uint32_t bits) {
 }
 FASTREG_HD f64 keep_lanes(f64 v, uint32_t bits) { return f64{bits & 1 ? v[0] : 0., bits & 2 ? v[1] : 0.}; }
 
-// The first and the last kF64 lanes of an f32, widened.
-FASTREG_HD f64 low_half(f32 v) { return f64{double(v[0]), double(v[1])}; }
-FASTREG_HD f64 high_half(f32 v) { return f64{double(v[2]), double(v[3])}; }
+// kF64 elements as doubles, from any address.
+template <class T>
+FASTREG_HD f64 widen(const T* p) {
+  return f64{double(to_compute(p[0])), double(to_compute(p[1]))};
+}
 
 class KeepGenerator {
  public:

@@ -1,6 +1,8 @@
 // The kernels of one instruction set as tables. Included last by each csrc/cpu/isa/*.cpp.
 #pragma once
 
+#include "simd_partial.h"
+
 #include "batch_norm.inl"
 #include "dropout.inl"
 
