@@ -52,6 +52,7 @@ struct BatchNormOperators {
                              checked_written("running_var", running_var, input), or_undefined(num_batches_tracked),
                              momentum};
     check_momentum(op, momentum, running.num_batches_tracked, input);
+    check_written_apart(input, affine, running);
 
     const typename Backend::Guard guard(input);
     const Tensor x = with_channel_layout(input);
@@ -124,6 +125,20 @@ struct BatchNormOperators {
     check_per_channel(op, name, t, input);
     if (t && t->defined()) at::assert_no_internal_overlap(*t);
     return or_undefined(t);
+  }
+
+  static void check_written_apart(const Tensor& input, const Affine& affine, const Running& running) {
+    const auto check = [&](const char* name, const Tensor& written) {
+      check_apart(op, name, written, "input", input);
+      check_apart(op, name, written, "weight", affine.weight);
+      check_apart(op, name, written, "bias", affine.bias);
+    };
+    check("running_mean", running.mean);
+    check("running_var", running.var);
+    check("num_batches_tracked", running.num_batches_tracked);
+    check_apart(op, "running_mean", running.mean, "running_var", running.var);
+    check_apart(op, "running_mean", running.mean, "num_batches_tracked", running.num_batches_tracked);
+    check_apart(op, "running_var", running.var, "num_batches_tracked", running.num_batches_tracked);
   }
 
   static std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input,

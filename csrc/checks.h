@@ -49,6 +49,35 @@ inline void check_per_channel(const char* op, const char* name, const std::optio
   if (t && t->defined()) check_per_channel(op, name, *t, input);
 }
 
+inline void check_not_differentiable(const char* op, const char* name, const std::optional<at::Tensor>& t) {
+  TORCH_CHECK(!t || !t->defined() || !t->requires_grad(), op, ": ", name,
+              " must not require grad, got requires_grad=True");
+}
+
+// Whether two tensors, at least one of them of one dimension, may have an element in common. Exact for slices of equal
+// stride, such as the columns of a matrix; else any overlap of the memory that they span counts.
+inline bool may_overlap(const at::Tensor& a, const at::Tensor& b) {
+  if (a.numel() == 0 || b.numel() == 0 || !a.storage().is_alias_of(b.storage())) return false;
+  const auto span = [](const at::Tensor& t) {
+    const auto* first = static_cast<const char*>(t.const_data_ptr());
+    int64_t last = 0;
+    for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+    return std::pair(first, first + (last + 1) * int64_t(t.element_size()));
+  };
+  const auto [a_begin, a_end] = span(a);
+  const auto [b_begin, b_end] = span(b);
+  if (a_end <= b_begin || b_end <= a_begin) return false;
+  if (a.dim() != 1 || b.dim() != 1 || a.scalar_type() != b.scalar_type() || a.stride(0) != b.stride(0)) return true;
+  return a.stride(0) == 0 || (b_begin - a_begin) % (a.stride(0) * int64_t(a.element_size())) == 0;
+}
+
+// A tensor that is written to shares no memory with one that is read or written beside it.
+inline void check_apart(const char* op, const char* name, const at::Tensor& written, const char* other_name,
+                        const at::Tensor& other) {
+  TORCH_CHECK(!written.defined() || !other.defined() || !may_overlap(written, other), op, ": ", name,
+              " must not share memory with ", other_name, ", got overlapping tensors");
+}
+
 // Without a momentum the average is cumulative and needs the count.
 inline void check_momentum(const char* op, std::optional<double> momentum, const at::Tensor& count,
                            const at::Tensor& input) {

@@ -1,9 +1,7 @@
 """Batch norm."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
@@ -102,8 +100,7 @@ def batch_norm_with_count(
         for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
             if statistic is None:
                 raise RuntimeError(f"batch_norm: {name} must be given in evaluation, got None")
-        evaluate = torch.ops.fastreg.batch_norm_eval if is_compiling() else ops.batch_norm.evaluate
-        return evaluate(input, weight, bias, running_mean, running_var, eps)
+        return ops.batch_norm.evaluate(input, weight, bias, running_mean, running_var, eps)
     if not eps > 0.0:
         raise ValueError(f"batch_norm: eps must be positive in training, got {eps}")
     if (running_mean is None) != (running_var is None):
@@ -116,5 +113,4 @@ def batch_norm_with_count(
             "batch_norm: input must have more than 1 value per channel when training, "
             f"got input size {list(input.shape)}"
         )
-    train = torch.ops.fastreg.batch_norm_train if is_compiling() else ops.batch_norm.train
-    return train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)[0]
+    return ops.batch_norm.train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)[0]

@@ -1,15 +1,12 @@
-"""Batch norm: fake kernels, autograd, and the eager calls."""
+"""Batch norm: fake kernels, second derivatives, and the operators themselves, which eager code calls as they are."""
 
 import torch
-from torch.library import Library, register_autograd, register_fake
+from torch.library import register_autograd, register_fake
 
-from fastreg.ops.eager import BelowAutograd, Function, needs_autograd
 from fastreg.reference import batch_norm as reference
 
-_TRAIN = torch.ops.fastreg.batch_norm_train.default
-_EVAL = torch.ops.fastreg.batch_norm_eval.default
-_TRAIN_BACKWARD = torch.ops.fastreg.batch_norm_train_backward.default
-_EVAL_BACKWARD = torch.ops.fastreg.batch_norm_eval_backward.default
+train = torch.ops.fastreg.batch_norm_train.default
+evaluate = torch.ops.fastreg.batch_norm_eval.default
 
 
 def _compute_dtype(x):
@@ -66,94 +63,7 @@ def _(grad_output, input, weight, running_mean, running_var, eps, output_mask):
     return _fake_gradients(input, weight, output_mask)
 
 
-# ---- eager calls
-
-
-# The Functions take what is never differentiated as one argument: each argument costs time, forward and backward.
-
-
-class _Train(Function):
-    """``all_stats`` receives the operator's second result: a Function with one output costs less."""
-
-    @staticmethod
-    def forward(ctx, input, weight, bias, constants, all_stats):
-        with BelowAutograd():
-            output, stats = _TRAIN(input, weight, bias, *constants)
-        ctx.save_for_backward(input, weight, stats)
-        ctx.constants = ()
-        all_stats.append(stats)
-        return output
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        return *_gradients(_TRAIN_BACKWARD, ctx, grad_output), None, None
-
-
-class _Eval(Function):
-    @staticmethod
-    def forward(ctx, input, weight, bias, running_mean, running_var, eps):
-        with BelowAutograd():
-            output = _EVAL(input, weight, bias, running_mean, running_var, eps)
-        ctx.save_for_backward(input, weight, running_mean, running_var)
-        ctx.constants = (eps,)
-        return output
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        return *_gradients(_EVAL_BACKWARD, ctx, grad_output), None, None, None
-
-
-def _gradients(operator, ctx, grad_output):
-    """(grad_input, grad_weight, grad_bias), None for what autograd does not ask for."""
-    mask = ctx.needs_input_grad[:3]
-    if torch.is_grad_enabled():  # create_graph=True
-        grad_input, grad_weight, grad_bias = operator(grad_output, *ctx.saved_tensors, *ctx.constants, mask)
-    else:
-        with BelowAutograd():
-            grad_input, grad_weight, grad_bias = operator(grad_output, *ctx.saved_tensors, *ctx.constants, mask)
-    return grad_input if mask[0] else None, grad_weight if mask[1] else None, grad_bias if mask[2] else None
-
-
-def _records(input, weight, bias, running_mean, running_var):
-    """Whether autograd has to record a batch norm of these."""
-    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
-        if statistic is not None and statistic.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(f"batch_norm: {name} must not require grad, got requires_grad=True")
-    return needs_autograd(input, weight, bias)
-
-
-def train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps):
-    """Eager batch norm with the batch's statistics, recorded by autograd. Updates the running ones. (output, stats)"""
-    if _records(input, weight, bias, running_mean, running_var):
-        all_stats = []
-        constants = running_mean, running_var, num_batches_tracked, momentum, eps
-        return _Train.apply(input, weight, bias, constants, all_stats), all_stats[0]
-    with BelowAutograd():
-        return _TRAIN(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)
-
-
-def evaluate(input, weight, bias, running_mean, running_var, eps):
-    """Eager batch norm with the running statistics, recorded by autograd."""
-    if _records(input, weight, bias, running_mean, running_var):
-        return _Eval.apply(input, weight, bias, running_mean, running_var, eps)
-    with BelowAutograd():
-        return _EVAL(input, weight, bias, running_mean, running_var, eps)
-
-
-# ---- autograd of the operators themselves
-
-# register_autograd takes no operator that writes to an argument.
-_library = Library("fastreg", "IMPL")
-_library.impl("batch_norm_train", train, "Autograd")
-
-
-def _setup_eval(ctx, inputs, output):
-    input, weight, _, running_mean, running_var, eps = inputs
-    ctx.save_for_backward(input, weight, running_mean, running_var)
-    ctx.constants = (eps,)
-
-
-register_autograd("fastreg::batch_norm_eval", _Eval.backward, setup_context=_setup_eval)
+# ---- second derivatives; csrc/batch_norm_autograd.cpp has the first
 
 
 def _upcast(*tensors):

@@ -22,8 +22,7 @@ def load():
     # ninja from a virtual environment that is not activated.
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
     sources = [
-        ROOT / "csrc" / "ops.cpp",
-        ROOT / "csrc" / "module.cpp",
+        *sorted((ROOT / "csrc").glob("*.cpp")),
         *sorted((ROOT / "csrc" / "cuda").glob("*.cpp")),
         *sorted((ROOT / "csrc" / "kernels").glob("*.cpp")),
         *sorted((executor / "src").glob("*.cpp")),

@@ -1,0 +1,168 @@
+// The derivatives of batch norm, for every backend, as nodes in C++: in small calls the overhead is the cost.
+// fastreg/ops/batch_norm.py has the formulas of the second derivatives.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "checks.h"
+
+namespace fastreg {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+const auto& train_operator() {
+  static const auto op = find<std::tuple<Tensor, Tensor>(
+      const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+      const OptionalTensor&, std::optional<double>, double)>("fastreg::batch_norm_train");
+  return op;
+}
+const auto& eval_operator() {
+  static const auto op =
+      find<Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&, double)>(
+          "fastreg::batch_norm_eval");
+  return op;
+}
+const auto& train_backward_operator() {
+  static const auto op =
+      find<Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, std::array<bool, 3>)>(
+          "fastreg::batch_norm_train_backward");
+  return op;
+}
+const auto& eval_backward_operator() {
+  static const auto op =
+      find<Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, double,
+                     std::array<bool, 3>)>("fastreg::batch_norm_eval_backward");
+  return op;
+}
+
+// Calls an operator past its own autograd.
+template <class Operator, class... Arguments>
+auto call_below(const Operator& op, const Arguments&... arguments) {
+  const at::AutoDispatchBelowAutograd guard;
+  return op.call(arguments...);
+}
+// The same in a backward pass, except where that is to be differentiated again (create_graph=True).
+template <class Operator, class... Arguments>
+auto call_in_backward(const Operator& op, const Arguments&... arguments) {
+  return at::GradMode::is_enabled() ? op.call(arguments...) : call_below(op, arguments...);
+}
+
+OptionalTensor or_none(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+
+// Which of the gradients of input, weight and bias, the leading arguments of a node, autograd asks for. Arguments that
+// are None are not counted.
+std::array<bool, 3> wanted(const AutogradContext& ctx, bool has_weight, bool has_bias) {
+  return {ctx.needs_input_grad(0), has_weight && ctx.needs_input_grad(1),
+          has_bias && ctx.needs_input_grad(has_weight ? 2 : 1)};
+}
+
+// The gradients of a node with `arguments` arguments.
+variable_list gradients_of(const Gradients& gradients, std::array<bool, 3> wanted, size_t arguments) {
+  variable_list all(arguments);
+  if (wanted[0]) all[0] = std::get<0>(gradients);
+  if (wanted[1]) all[1] = std::get<1>(gradients);
+  if (wanted[2]) all[2] = std::get<2>(gradients);
+  return all;
+}
+
+struct TrainArguments {
+  const OptionalTensor &running_mean, &running_var, &num_batches_tracked;
+  std::optional<double> momentum;
+  double eps;
+};
+
+struct TrainNode : torch::autograd::Function<TrainNode> {
+  static constexpr bool is_traceable = true;
+
+  // stats receives the operator's second result, which is not differentiable.
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
+                        const OptionalTensor& bias, const TrainArguments& a, Tensor* stats) {
+    auto [output, saved] = call_below(train_operator(), input, weight, bias, a.running_mean, a.running_var,
+                                      a.num_batches_tracked, a.momentum, a.eps);
+    ctx->save_for_backward({input, weight.value_or(Tensor()), saved});
+    ctx->saved_data["bias"] = bias.has_value();
+    *stats = std::move(saved);
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
+    const variable_list saved = ctx->get_saved_variables();
+    const auto mask = wanted(*ctx, saved[1].defined(), ctx->saved_data["bias"].toBool());
+    return gradients_of(
+        call_in_backward(train_backward_operator(), grad_output[0], saved[0], or_none(saved[1]), saved[2], mask), mask,
+        5);
+  }
+};
+
+struct EvalNode : torch::autograd::Function<EvalNode> {
+  static constexpr bool is_traceable = true;
+
+  struct Statistics {
+    const Tensor &mean, &var;
+  };
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
+                        const OptionalTensor& bias, const Statistics& running, double eps) {
+    ctx->save_for_backward({input, weight.value_or(Tensor()), running.mean, running.var});
+    ctx->saved_data["bias"] = bias.has_value();
+    ctx->saved_data["eps"] = eps;
+    return call_below(eval_operator(), input, weight, bias, running.mean, running.var, eps);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
+    const variable_list saved = ctx->get_saved_variables();
+    const auto mask = wanted(*ctx, saved[1].defined(), ctx->saved_data["bias"].toBool());
+    return gradients_of(call_in_backward(eval_backward_operator(), grad_output[0], saved[0], or_none(saved[1]),
+                                         saved[2], saved[3], ctx->saved_data["eps"].toDouble(), mask),
+                        mask, 5);
+  }
+};
+
+bool requires_grad(const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); }
+
+// Whether autograd has to record a batch norm of these.
+bool records(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+             const OptionalTensor& running_mean, const OptionalTensor& running_var) {
+  if (!at::GradMode::is_enabled()) return false;
+  check_not_differentiable("batch_norm", "running_mean", running_mean);
+  check_not_differentiable("batch_norm", "running_var", running_var);
+  return input.requires_grad() || requires_grad(weight) || requires_grad(bias);
+}
+
+std::tuple<Tensor, Tensor> train(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                                 const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                 const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
+                                 double eps) {
+  if (!records(input, weight, bias, running_mean, running_var))
+    return call_below(train_operator(), input, weight, bias, running_mean, running_var, num_batches_tracked, momentum,
+                      eps);
+  Tensor stats;
+  Tensor output = TrainNode::apply(
+      input, weight, bias, TrainArguments{running_mean, running_var, num_batches_tracked, momentum, eps}, &stats);
+  return {std::move(output), std::move(stats)};
+}
+
+Tensor eval(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& running_mean,
+            const Tensor& running_var, double eps) {
+  if (!records(input, weight, bias, running_mean, running_var))
+    return call_below(eval_operator(), input, weight, bias, running_mean, running_var, eps);
+  return EvalNode::apply(input, weight, bias, EvalNode::Statistics{running_mean, running_var}, eps);
+}
+
+}  // namespace
+}  // namespace fastreg
+
+TORCH_LIBRARY_IMPL(fastreg, Autograd, m) {
+  m.impl("batch_norm_train", TORCH_FN(fastreg::train));
+  m.impl("batch_norm_eval", TORCH_FN(fastreg::eval));
+}
