@@ -1,5 +1,6 @@
 """What batch norm refuses, with which exception and words, and that nothing is written before."""
 
+import itertools
 import math
 
 import pytest
@@ -100,6 +101,50 @@ def test_modules(case, dtype):
         module(input.to(dtype))
     assert words in str(raised.value) or dtype == torch.int64
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+WRITTEN = ["running_mean", "running_var"]
+
+
+SHARING = [("running_mean", "running_var"), *itertools.product(WRITTEN, ["weight", "bias", "input"])]
+
+
+@pytest.mark.parametrize("written, other", SHARING)
+@pytest.mark.parametrize("shared", ["all", "part"])
+def test_shared_memory(written, other, shared):
+    """Statistics are written to: nothing else that is read or written may lie in their memory."""
+    memory = torch.ones(12)
+    arguments = {"input": torch.randn(4, 3), "running_mean": ones(3), "running_var": ones(3)}
+    arguments |= {"weight": ones(3), "bias": ones(3)}
+    arguments[other] = memory.view(4, 3) if other == "input" else memory[:3]
+    arguments[written] = memory[:3] if shared == "all" else memory[2:5]
+    with pytest.raises(RuntimeError) as raised:
+        F.batch_norm(**arguments, training=True)
+    assert f"batch_norm: {written} must not share memory with {other}, got overlapping" in str(raised.value)
+    assert memory.eq(1).all()
+    F.batch_norm(**arguments)  # in evaluation nothing is written
+
+
+def test_shared_count():
+    memory = torch.ones(4, dtype=torch.float64)
+    module = fastreg.nn.BatchNorm1d(3, dtype=torch.float64)
+    module.running_var = memory[:3]
+    module.num_batches_tracked = memory.view(torch.int64)[2]
+    with pytest.raises(RuntimeError, match="running_var must not share memory with num_batches_tracked"):
+        module(torch.randn(4, 3, dtype=torch.float64))
+    assert memory.eq(1).all()
+
+
+def test_columns_of_one_matrix_are_apart():
+    mean, var = torch.ones(3, 2).unbind(1)
+    F.batch_norm(torch.randn(4, 3), mean, var, training=True)
+    mean, var = torch.ones(6).split(3)
+    F.batch_norm(torch.randn(4, 3), mean, var, training=True)
+
+
+def test_statistic_that_overlaps_itself():
+    with pytest.raises(RuntimeError, match="single memory location"):
+        F.batch_norm(torch.randn(4, 3), torch.ones(1).expand(3), ones(3), training=True)
 
 
 def test_wrong_number_of_channels():

@@ -63,7 +63,7 @@ def batch_norm(
             momentum=momentum,
             eps=eps,
         )
-    if not takes_batch_norm(input):
+    if not takes_batch_norm(input) or input.shape == (0,):  # torch takes [0] for a batch of nothing
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return batch_norm_with_count(input, running_mean, running_var, None, weight, bias, training, momentum, eps)
 
