@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "batch_norm_grid_plan.h"
 #include "batch_norm_slab.h"
 
 namespace fastreg {
@@ -168,6 +169,9 @@ BatchNormPlan plan_of(Tier tier, const BatchNormProblem& problem, const DeviceLi
     case Tier::slab:
     case Tier::cluster:
       return slab_plan(problem, limits, tier);
+    case Tier::grid:
+    case Tier::l2:
+      return grid_plan(problem, limits, tier);
     default:
       return streamed_plan(problem, limits);
   }
@@ -181,6 +185,10 @@ const char* tier_name(Tier tier) {
       return "slab";
     case Tier::cluster:
       return "cluster";
+    case Tier::grid:
+      return "grid";
+    case Tier::l2:
+      return "l2";
     default:
       return "streamed";
   }

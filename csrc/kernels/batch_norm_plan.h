@@ -22,9 +22,11 @@ enum class BatchNormPass { train, train_backward, eval, eval_backward };
 
 // slab      a channel, or some adjacent ones, in the shared memory of one block (planes)
 // cluster   the same in the shared memory of a cluster of blocks, from sm_90 on (planes)
+// grid      groups of channels in the shared memory of teams of co-resident blocks
+// l2        the same with what does not fit there left in L2
 // streamed  twice through memory: anything
-enum class Tier { slab, cluster, streamed };
-constexpr Tier kTiers[] = {Tier::slab, Tier::cluster, Tier::streamed};
+enum class Tier { slab, cluster, grid, l2, streamed };
+constexpr Tier kTiers[] = {Tier::slab, Tier::cluster, Tier::grid, Tier::l2, Tier::streamed};
 const char* tier_name(Tier tier);
 std::optional<Tier> tier_named(const std::string& name);
 
@@ -66,7 +68,13 @@ struct BatchNormPlan {
   int64_t shared_bytes = 0;  // per block
   int accesses = 0;          // of memory per element, read and written
   int launches = 1;
-  double cost = 0;  // relative time: bytes per multiprocessor
+  // grid and l2
+  int columns = 1;           // vectors side by side in a group of channels
+  int splits = 1;            // blocks of a team
+  int64_t split_length = 0;  // of a channel's vectors (planes) or rows
+  int kept = 0;              // vectors of each tensor that a thread keeps in shared memory
+  double reread = 0;         // share of the elements read a second time, from L2
+  double cost = 0;           // relative time: bytes per multiprocessor
 
   bool possible() const { return refusal.empty(); }
 };

@@ -68,8 +68,7 @@ __device__ __forceinline__ bool reduce_grid(R (&r)[Walk<V, kRows>::kChannels], c
     for (int k = 0; k < K; ++k) r[k] = R{};
     if (inside)
       for (int64_t split = row; split < gridDim.y; split += rows) {
-        const int64_t rest = d.length - split * d.split_length;
-        const int64_t vectors = rest < d.split_length ? rest : d.split_length;
+        const int64_t vectors = d.length_of(split);
 #pragma unroll
         for (int k = 0; k < K; ++k) {
           R partial;

@@ -13,6 +13,11 @@ struct Division {
   int64_t length;         // what the splits divide: vectors of a channel (planes), rows (rows)
   int64_t split_length;   // how much of it one split takes
   int columns;            // threads side by side: vectors of neighbouring channels (rows), 1 (planes)
+
+  __host__ __device__ int64_t length_of(int64_t split) const {
+    const int64_t rest = length - split * split_length;
+    return rest < split_length ? rest : split_length;
+  }
 };
 
 constexpr int kInFlight = 4;  // vectors that a thread loads before it uses any
@@ -53,6 +58,9 @@ class Walk {
   __device__ __forceinline__ int64_t channel(int k) const { return channel_ + k; }
   __device__ __forceinline__ int64_t left() const { return left_; }
   __device__ __forceinline__ int64_t offset() const { return offset_; }  // of the vector, in elements
+
+  // The number, but no more than are left.
+  __device__ __forceinline__ int64_t least(int64_t number) const { return number < left_ ? number : left_; }
 
   __device__ __forceinline__ void next() {
     --left_;

@@ -66,15 +66,21 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks
   return __syncthreads_or(last);
 }
 
-// Barrier among `blocks` co-resident blocks (LaunchConfig::cooperative), for all threads of each. round: how many
-// barriers this counter has served in this launch.
+// The two halves of a barrier among `blocks` co-resident blocks (LaunchConfig::cooperative), for all threads of each:
+// work between them overlaps the wait. What a thread wrote before its block arrived is seen by every thread whose block
+// has waited. round: how many barriers this counter has served in this launch.
+__device__ __forceinline__ void grid_arrive(unsigned* counter) {
+  __syncthreads();
+  if (threadIdx.x == 0) take_ticket(counter);
+}
+__device__ __forceinline__ void grid_wait(const unsigned* counter, unsigned blocks, unsigned round = 0) {
+  if (threadIdx.x == 0) wait_at_least(counter, blocks * (round + 1));
+  __syncthreads();
+}
+
 __device__ __forceinline__ void grid_barrier(unsigned* counter, unsigned blocks, unsigned round) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    take_ticket(counter);
-    wait_at_least(counter, blocks * (round + 1));
-  }
-  __syncthreads();
+  grid_arrive(counter);
+  grid_wait(counter, blocks, round);
 }
 
 }  // namespace fastreg

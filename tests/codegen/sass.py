@@ -1,10 +1,10 @@
 """Reading machine code: from the text of `cuobjdump -sass` to a kernel's main loop.
 
 The main loop. A streaming kernel's loop holds more than what runs each time: tails, slow paths, a second random draw.
-So its instructions are counted along a path. For the target of each backward branch, take the cycles through it with
-the most 128-bit accesses, and of these the one with the fewest instructions: it passes by everything that moves no
-full vector. Leave out cycles around another one; of the rest the main loop is the one with the most 128-bit accesses:
-the unrolled loop, not the one for what is left over. No path leads through a call. Predicated instructions count: they
+So its instructions are counted along a path. For each loop, take the cycles through its head with the most 128-bit
+accesses, and of these the one with the fewest instructions: it passes by everything that moves no full vector. Leave
+out loops around another one with such accesses; of the rest the main loop is the one with the most of them: the
+unrolled loop, not the one for what is left over. No path leads through a call. Predicated instructions count: they
 take their issue slot either way. What other blocks have written (.STRONG) is not part of a stream. Of two ways that
 move the same vectors the shorter counts: in batch_norm_grad_input_kernel, whose loads of x are predicated, evaluation.
 """
@@ -106,10 +106,42 @@ def blocks(instructions):
     return result
 
 
-def cheapest_cycle(graph, head, limit):
-    """Of the cycles through head with the most 128-bit accesses (up to limit), the shortest: its blocks, or None."""
+def loops_of(graph):
+    """{head: blocks} for each target of a branch back: those that lead to the branch without passing the target.
+
+    Where a call is in between, the target leads to none of them, and there is no loop.
+    """
+    predecessors = [[] for _ in graph]
+    for number, block in enumerate(graph):
+        for successor in block.successors:
+            predecessors[successor].append(number)
+    loops = {}
+    for number, block in enumerate(graph):
+        for head in (s for s in block.successors if s <= number):
+            body, queue = {head, number}, [number] if number != head else []
+            while queue:
+                new = set(predecessors[queue.pop()]) - body
+                body |= new
+                queue += new
+            loops[head] = loops.get(head, set()) | body
+    return loops
+
+
+def cheapest_cycle(graph, head, body):
+    """Of the cycles from head through body with the most 128-bit accesses, the shortest: its blocks, none without one.
+
+    A cycle passes no block twice: it does not go round a loop inside of it.
+    """
     distance, previous = {}, {}
-    best = (0, 0, None)  # accesses, minus length, last state
+
+    def path_to(state):
+        path = []
+        while state is not None:
+            path.append(state[0])
+            state = previous[state]
+        return path[::-1]
+
+    best = (-1, 0, None)  # accesses, minus length, last state
     queue = [(0, head, 0, None)]
     while queue:
         length, number, wide, origin = heapq.heappop(queue)
@@ -121,25 +153,22 @@ def cheapest_cycle(graph, head, limit):
             continue
         distance[state], previous[state] = length, origin
         block = graph[number]
-        if wide + block.wide <= limit:
-            for successor in block.successors:
-                heapq.heappush(queue, (length + len(block.instructions), successor, wide + block.wide, state))
-    path, state = [], best[2]
-    while state is not None:
-        path.append(state[0])
-        state = previous[state]
-    return path[::-1] or None
+        passed = set(path_to(state)) - {head}
+        for successor in body.intersection(block.successors) - passed:
+            heapq.heappush(queue, (length + len(block.instructions), successor, wide + block.wide, state))
+    return path_to(best[2])
 
 
 def main_loop(instructions):
     """The instructions of the main loop in the order of a pass, or None where no loop has 128-bit accesses."""
     graph = blocks(instructions)
-    heads = {s for number, block in enumerate(graph) for s in block.successors if s <= number}
-    limit = sum(block.wide for block in graph)
-    cycles = [path for head in heads if limit and (path := cheapest_cycle(graph, head, limit))]
-    inner = [path for path in cycles if not any(set(other) < set(path) for other in cycles)]
-    loops = [[i for number in path for i in graph[number].instructions] for path in inner]
-    return max(loops, key=lambda loop: (wide_accesses(loop), -len(loop)), default=None)
+    loops = []
+    for head, body in loops_of(graph).items():
+        cycle = [i for number in cheapest_cycle(graph, head, body) for i in graph[number].instructions]
+        if wide_accesses(cycle):
+            loops.append((body, cycle))
+    inner = [cycle for body, cycle in loops if not any(other < body for other, _ in loops)]
+    return max(inner, key=lambda cycle: (wide_accesses(cycle), -len(cycle)), default=None)
 
 
 def wide_accesses(instructions, kinds=LOADS | STORES):
