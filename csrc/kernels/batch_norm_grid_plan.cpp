@@ -12,10 +12,11 @@ constexpr int64_t kMoreRounds = 4;         // that are tried: fewer teams may le
 constexpr double kShareOfL2 = 0.4;
 // Costs, in bytes that a multiprocessor could have moved meanwhile.
 constexpr double kLaunch = 32768;
-constexpr double kRound = 4096;        // reductions of a round
-constexpr double kWait = 49152;        // for the other blocks of a team, with nothing else to do
+constexpr double kReduction = 40960;   // of a group in a block, its latency
+constexpr double kWait = 49152;        // for the other blocks of a team
 constexpr double kProcessorSpeed = 2;  // one multiprocessor alone moves at most this many times its share
 constexpr double kFromL2 = 0.5;        // time of a byte from L2, of a byte from memory
+constexpr double kTeams = 1.05;        // where others do as well: blocks that wait hold up other kernels
 constexpr double kNarrow = 1.05;       // runs of 64 bytes, not of whole cache lines
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -83,10 +84,13 @@ BatchNormPlan plan_of(const BatchNormProblem& p, const DeviceLimits& limits, Tie
   const double block_bytes = double(share * threads * 16);
   const double round = std::max(double(plan.blocks) * block_bytes / limits.multiprocessors,
                                 double(ceil_div(plan.blocks, limits.multiprocessors)) * block_bytes / kProcessorSpeed);
-  // A second buffer covers all waits but the last.
-  const int64_t bare_waits = plan.splits == 1 ? 0 : buffers == 1 ? rounds : 1;
-  plan.cost = kLaunch + double(rounds) * ((plan.accesses + kFromL2 * tensors * plan.reread) * round + kRound) +
-              double(bare_waits) * kWait;
+  // While a block reduces or waits, its second group, or another team's block beside it, moves data.
+  const double work = (plan.accesses + kFromL2 * tensors * plan.reread) * round;
+  const double wait = plan.splits > 1 ? kWait : 0;
+  const bool overlaps = per_multiprocessor > 1 && (buffers > 1 || plan.splits == 1);
+  const double next = overlaps ? std::max(work, work / 2 + kReduction) : work + kReduction + wait;
+  plan.cost = kLaunch + work + wait + double(rounds - 1) * next;
+  if (plan.splits > 1) plan.cost *= kTeams;
   if (s.rows && columns * 16 < 128 && columns * vector < s.channels) plan.cost *= kNarrow;
   return plan;
 }
