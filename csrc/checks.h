@@ -8,25 +8,42 @@
 
 namespace fastreg {
 
-inline void check_dropout(const at::Tensor& input, double p) {
-  TORCH_CHECK(at::isFloatingType(input.scalar_type()), "dropout: input must be floating-point, got ",
-              input.scalar_type());
-  TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, "dropout: p must lie in [0, 1], got ", p);
+inline void check_dropout(const char* op, const at::Tensor& input, double p) {
+  TORCH_CHECK(at::isFloatingType(input.scalar_type()), op, ": input must be floating-point, got ", input.scalar_type());
+  TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, op, ": p must lie in [0, 1], got ", p);
 }
 
-inline void check_rng_state(const at::Tensor& state, const at::Tensor& input) {
-  TORCH_CHECK_TYPE(state.scalar_type() == at::kLong, "dropout: rng_state must be int64, got ", state.scalar_type());
-  TORCH_CHECK_VALUE(state.dim() == 1 && state.size(0) == 2, "dropout: rng_state must have shape [2], got ",
-                    state.sizes());
-  TORCH_CHECK(state.device() == input.device() || state.device().is_cpu(), "dropout: rng_state must be on ",
+inline void check_rng_state(const char* op, const at::Tensor& state, const at::Tensor& input) {
+  TORCH_CHECK_TYPE(state.scalar_type() == at::kLong, op, ": rng_state must be int64, got ", state.scalar_type());
+  TORCH_CHECK_VALUE(state.dim() == 1 && state.size(0) == 2, op, ": rng_state must have shape [2], got ", state.sizes());
+  TORCH_CHECK(state.device() == input.device() || state.device().is_cpu(), op, ": rng_state must be on ",
               input.device(), " or the CPU, got ", state.device());
 }
 
-inline IndexMap index_map_for(const at::Tensor& input, at::OptionalIntArrayRef map) {
-  if (!map) return IndexMap{0, std::max<int64_t>(input.numel(), 1), 0};
-  TORCH_CHECK_VALUE(map->size() == 3 && (*map)[0] >= 0 && (*map)[1] > 0 && (*map)[2] >= 0,
-                    "dropout: index_map must be (first >= 0, row > 0, row_stride >= 0), got ", *map);
+inline IndexMap index_map_for(const char* op, at::OptionalIntArrayRef map, int64_t draws) {
+  if (!map) return IndexMap{0, std::max<int64_t>(draws, 1), 0};
+  TORCH_CHECK_VALUE(map->size() == 3 && (*map)[0] >= 0 && (*map)[1] > 0 && (*map)[2] >= 0, op,
+                    ": index_map must be (first >= 0, row > 0, row_stride >= 0), got ", *map);
   return IndexMap{(*map)[0], (*map)[1], (*map)[2]};
+}
+
+inline DropTransform drop_transform_for(const char* op, std::optional<at::ArrayRef<double>> transform, double p) {
+  if (!transform) return DropTransform{keep_scale(p)};
+  TORCH_CHECK_VALUE(transform->size() == 3, op, ": transform must be (scale, shift, fill), got ", *transform);
+  return DropTransform{(*transform)[0], (*transform)[1], (*transform)[2]};
+}
+
+inline void check_dims(const char* op, int64_t dims, const at::Tensor& input) {
+  TORCH_CHECK_VALUE(dims >= 1 && dims <= input.dim(), op, ": dims must lie in [1, ", input.dim(),
+                    "], the number of the input's dimensions, got ", dims);
+}
+
+inline void check_residual(const char* op, const at::Tensor& residual, const at::Tensor& input) {
+  TORCH_CHECK(residual.sizes() == input.sizes(), op, ": residual must have the input's shape ", input.sizes(), ", got ",
+              residual.sizes());
+  TORCH_CHECK(residual.scalar_type() == input.scalar_type() && residual.device() == input.device(), op,
+              ": residual must be ", input.scalar_type(), " on ", input.device(), " as the input, got ",
+              residual.scalar_type(), " on ", residual.device());
 }
 
 inline void check_batch_norm_input(const char* op, const at::Tensor& input) {

@@ -1,10 +1,13 @@
 // The dropout operators, for any backend: argument checks, memory order, allocation.
 //
 // A Backend provides
-//   Call(input)                         makes input's device current while it lives, and holds what launches need
-//   call.given(rng_state)            -> State of a tensor that the caller gave
-//   call.drawn(rng_state)            -> State drawn from the device's generator, recorded in the new tensor rng_state
-//   call.apply(x, y, p, state, map)     y = dropout(x), both dense, in the same memory order, maybe the same memory
+//   Call(input)                  makes input's device current while it lives, and holds what launches need
+//   call.given(rng_state)     -> State of a tensor that the caller gave
+//   call.drawn(rng_state)     -> State drawn from the device's generator, recorded in the new tensor rng_state
+//   call.apply(x, y, drop)       y = dropout(x), both dense, in the same memory order, maybe the same memory;
+//                                drop: DropoutCall<State>
+//   call.apply_features(x, residual, y, features, drop)   the same with a FeatureMap's draws; residual: in the memory
+//                                order of x and y, or undefined
 #pragma once
 
 #include <ATen/MemoryOverlap.h>
@@ -21,92 +24,159 @@
 namespace fastreg {
 
 template <class Backend>
-struct DropoutOperators {
+class DropoutOperators {
   using Tensor = at::Tensor;
-  using Call = typename Backend::Call;
-  using State = typename Backend::State;
+  using MaybeTensor = std::optional<at::Tensor>;
+  using MaybeInts = at::OptionalIntArrayRef;
+  using MaybeDoubles = std::optional<at::ArrayRef<double>>;
 
-  static Tensor dropout(const Tensor& input, double p, const Tensor& rng_state, at::OptionalIntArrayRef strides,
-                        at::OptionalIntArrayRef index_map) {
-    check_dropout(input, p);
-    check_rng_state(rng_state, input);
-    const IndexMap map = index_map_for(input, index_map);
+  // One call of an operator: its arguments, checked, and what they mean.
+  class Operation {
+   public:
+    // dims: draw once per index of so many leading dimensions; nullopt: once per element, in memory order.
+    Operation(const Tensor& input, std::optional<int64_t> dims, double p, MaybeInts index_map, MaybeDoubles transform,
+              const MaybeTensor& residual = std::nullopt)
+        : name_(dims ? "feature_dropout" : "dropout"), input_(input), dims_(dims), call_(input) {
+      check_dropout(name_, input, p);
+      if (dims) check_dims(name_, *dims, input);
+      if (residual && residual->defined()) {
+        check_residual(name_, *residual, input);
+        residual_ = *residual;
+      }
+      const int64_t draws = c10::multiply_integers(input.sizes().slice(0, size_t(dims.value_or(input.dim()))));
+      drop_.threshold = drop_threshold(p);
+      drop_.transform = drop_transform_for(name_, transform, p);
+      drop_.map = index_map_for(name_, index_map, draws);
+      // Where nothing is left to chance, nothing is drawn: the generator stays as it is.
+      is_random_ = input.numel() != 0 && p != 0.0 && p != 1.0;
+    }
+
+    void use(const Tensor& rng_state) {
+      check_rng_state(name_, rng_state, input_);
+      drop_.state = call_.given(rng_state);
+    }
+
+    Tensor draw() {
+      const auto options = at::TensorOptions().dtype(at::kLong).device(input_.device());
+      if (!is_random_) return at::zeros({2}, options);
+      Tensor rng_state = at::empty({2}, options);
+      drop_.state = call_.drawn(rng_state);
+      return rng_state;
+    }
+
+    // Into `output`, dense and fresh: directly where the memory orders agree, else by a copy first.
+    const Tensor& into(const Tensor& output) {
+      if (!takes(output)) return output.copy_(into(like(output)));
+      if (input_.is_non_overlapping_and_dense() && same_layout(input_, output)) {
+        apply(input_, output);
+      } else {
+        output.copy_(input_);
+        apply(output, output);
+      }
+      return output;
+    }
+
+    void in_place() {
+      at::assert_no_internal_overlap(input_);
+      if (takes(input_)) {
+        apply(input_, input_);
+        mark_written(input_);
+      } else {
+        input_.copy_(into(like(input_)));
+      }
+    }
+
+   private:
+    // Whether the kernels know the memory order of x, and a new tensor in one that they do.
+    bool takes(const Tensor& x) const {
+      return dims_ ? bool(feature_map(x, *dims_)) : x.is_non_overlapping_and_dense();
+    }
+    Tensor like(const Tensor& x) const {
+      return at::empty_like(x, dims_ ? at::MemoryFormat::Contiguous : at::MemoryFormat::Preserve);
+    }
+
+    void apply(const Tensor& x, const Tensor& y) {
+      if (!dims_) return call_.apply(x, y, drop_);
+      const FeatureMap features = *feature_map(y, *dims_);
+      if (features.period == features.width && !residual_.defined()) return call_.apply(x, y, drop_);  // m = j
+      call_.apply_features(x, residual_.defined() ? with_layout_of(residual_, y) : residual_, y, features, drop_);
+    }
+
+    const char* name_;
+    Tensor input_;
+    std::optional<int64_t> dims_;
+    typename Backend::Call call_;
+    DropoutCall<typename Backend::State> drop_{};
+    Tensor residual_;
+    bool is_random_;
+  };
+
+  static Tensor dropout(const Tensor& input, double p, const Tensor& rng_state, MaybeInts strides, MaybeInts index_map,
+                        MaybeDoubles transform) {
+    Operation operation(input, std::nullopt, p, index_map, transform);
+    operation.use(rng_state);
     TORCH_CHECK_VALUE(!strides || int64_t(strides->size()) == input.dim(), "dropout: strides must have ", input.dim(),
                       " entries, got ", strides->size());
-    Call call(input);
-    Tensor output = strides ? at::empty_strided(input.sizes(), *strides, input.options()) : at::empty_like(input);
+    const Tensor output = strides ? at::empty_strided(input.sizes(), *strides, input.options()) : at::empty_like(input);
     TORCH_CHECK_VALUE(output.is_non_overlapping_and_dense(), "dropout: strides must be those of a dense tensor, got ",
                       output.strides(), " for shape ", output.sizes());
-    apply_into(call, output, input, p, call.given(rng_state), map);
-    return output;
+    return operation.into(output);
   }
-
-  static void dropout_(Tensor& input, double p, const Tensor& rng_state, at::OptionalIntArrayRef index_map) {
-    check_dropout(input, p);
-    check_rng_state(rng_state, input);
-    at::assert_no_internal_overlap(input);
-    const IndexMap map = index_map_for(input, index_map);
-    Call call(input);
-    apply_in_place(call, input, p, call.given(rng_state), map);
+  static void dropout_(Tensor& input, double p, const Tensor& rng_state, MaybeInts index_map, MaybeDoubles transform) {
+    Operation operation(input, std::nullopt, p, index_map, transform);
+    operation.use(rng_state);
+    operation.in_place();
   }
-
-  static std::tuple<Tensor, Tensor> dropout_seeded(const Tensor& input, double p, at::OptionalIntArrayRef index_map) {
-    check_dropout(input, p);
-    const IndexMap map = index_map_for(input, index_map);
-    Call call(input);
-    auto [state, rng_state] = draw(call, input, p);
-    Tensor output = at::empty_like(input);
-    apply_into(call, output, input, p, state, map);
-    return {output, rng_state};
+  static std::tuple<Tensor, Tensor> dropout_seeded(const Tensor& input, double p, MaybeInts index_map,
+                                                   MaybeDoubles transform) {
+    Operation operation(input, std::nullopt, p, index_map, transform);
+    Tensor rng_state = operation.draw();
+    return {operation.into(at::empty_like(input)), rng_state};
   }
-
-  static Tensor dropout_seeded_(Tensor& input, double p, at::OptionalIntArrayRef index_map) {
-    check_dropout(input, p);
-    at::assert_no_internal_overlap(input);
-    const IndexMap map = index_map_for(input, index_map);
-    Call call(input);
-    auto [state, rng_state] = draw(call, input, p);
-    apply_in_place(call, input, p, state, map);
+  static Tensor dropout_seeded_(Tensor& input, double p, MaybeInts index_map, MaybeDoubles transform) {
+    Operation operation(input, std::nullopt, p, index_map, transform);
+    Tensor rng_state = operation.draw();
+    operation.in_place();
     return rng_state;
   }
 
+  static Tensor feature_dropout(const Tensor& input, int64_t dims, double p, const Tensor& rng_state,
+                                MaybeInts index_map, MaybeDoubles transform, const MaybeTensor& residual) {
+    Operation operation(input, dims, p, index_map, transform, residual);
+    operation.use(rng_state);
+    return operation.into(at::empty_like(input));
+  }
+  static void feature_dropout_(Tensor& input, int64_t dims, double p, const Tensor& rng_state, MaybeInts index_map,
+                               MaybeDoubles transform) {
+    Operation operation(input, dims, p, index_map, transform);
+    operation.use(rng_state);
+    operation.in_place();
+  }
+  static std::tuple<Tensor, Tensor> feature_dropout_seeded(const Tensor& input, int64_t dims, double p,
+                                                           MaybeInts index_map, MaybeDoubles transform,
+                                                           const MaybeTensor& residual) {
+    Operation operation(input, dims, p, index_map, transform, residual);
+    Tensor rng_state = operation.draw();
+    return {operation.into(at::empty_like(input)), rng_state};
+  }
+  static Tensor feature_dropout_seeded_(Tensor& input, int64_t dims, double p, MaybeInts index_map,
+                                        MaybeDoubles transform) {
+    Operation operation(input, dims, p, index_map, transform);
+    Tensor rng_state = operation.draw();
+    operation.in_place();
+    return rng_state;
+  }
+
+ public:
   static void register_in(torch::Library& m) {
     m.impl("dropout", TORCH_FN(dropout));
     m.impl("dropout_", TORCH_FN(dropout_));
     m.impl("dropout_seeded", TORCH_FN(dropout_seeded));
     m.impl("dropout_seeded_", TORCH_FN(dropout_seeded_));
-  }
-
- private:
-  // Where nothing is left to chance, nothing is drawn: the generator stays as it is.
-  static std::pair<State, Tensor> draw(Call& call, const Tensor& input, double p) {
-    const auto options = at::TensorOptions().dtype(at::kLong).device(input.device());
-    if (input.numel() == 0 || p == 0.0 || p == 1.0) return {State{}, at::zeros({2}, options)};
-    Tensor rng_state = at::empty({2}, options);
-    const State state = call.drawn(rng_state);
-    return {state, rng_state};
-  }
-
-  // Into `output`, dense and fresh: directly where the memory orders agree, else by a copy first.
-  static void apply_into(Call& call, const Tensor& output, const Tensor& input, double p, const State& state,
-                         const IndexMap& map) {
-    if (input.is_non_overlapping_and_dense() && same_layout(input, output)) {
-      call.apply(input, output, p, state, map);
-    } else {
-      output.copy_(input);
-      call.apply(output, output, p, state, map);
-    }
-  }
-
-  static void apply_in_place(Call& call, const Tensor& input, double p, const State& state, const IndexMap& map) {
-    if (input.is_non_overlapping_and_dense()) {
-      call.apply(input, input, p, state, map);
-      mark_written(input);
-    } else {
-      const Tensor dense = at::empty_like(input);
-      apply_into(call, dense, input, p, state, map);
-      input.copy_(dense);
-    }
+    m.impl("feature_dropout", TORCH_FN(feature_dropout));
+    m.impl("feature_dropout_", TORCH_FN(feature_dropout_));
+    m.impl("feature_dropout_seeded", TORCH_FN(feature_dropout_seeded));
+    m.impl("feature_dropout_seeded_", TORCH_FN(feature_dropout_seeded_));
   }
 };
 

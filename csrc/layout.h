@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
 
+#include "kernels/dropout_stream.h"
+
 namespace fastreg {
 
 // Same shape, and each element at the same place relative to the first.
@@ -16,6 +18,25 @@ inline bool same_layout(const at::Tensor& a, const at::Tensor& b) {
 // A kernel-level write that autograd has to hear of: whoever saved the tensor before sees that it changed.
 inline void mark_written(const at::Tensor& tensor) {
   if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+// Where the draws of a dense tensor lie that draws once per index of its leading `dims` dimensions: some of these
+// dimensions outermost, the others innermost, each in order, all else between them. nullopt for any other tensor.
+inline std::optional<FeatureMap> feature_map(const at::Tensor& x, int64_t dims) {
+  if (!x.is_non_overlapping_and_dense()) return std::nullopt;
+  if (x.numel() == 0) return FeatureMap{1, 1};
+  const auto in_order = [&](int64_t begin, int64_t end, int64_t stride) {
+    for (int64_t d = end; d-- > begin; stride *= x.size(d))
+      if (x.size(d) > 1 && x.stride(d) != stride) return false;
+    return true;
+  };
+  int64_t period = x.numel(), width = 1;
+  for (int64_t d = 0; d < dims; ++d) period /= x.size(d);
+  for (int64_t outer = dims; outer >= 0; --outer) {
+    if (in_order(0, outer, period) && in_order(outer, dims, 1)) return FeatureMap{period, width};
+    if (outer > 0) period *= x.size(outer - 1), width *= x.size(outer - 1);
+  }
+  return std::nullopt;
 }
 
 // A batch norm operand [N, C, ...] as the kernels see it: [planes, channels, size] where memory is contiguous, or

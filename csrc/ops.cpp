@@ -5,19 +5,43 @@
 // Tensors. rng_state: int64[2], (seed, offset) read as unsigned. strides: the dense strides in whose memory order the
 // elements are numbered, default those of empty_like(input). index_map: (first, row, row_stride), element j of the
 // tensor is element first + (j div row) * row_stride + j mod row of the stream, default (0, numel, 0).
+// transform: (scale, shift, fill), kept elements become fma(x, scale, shift), dropped ones fill, default
+// (1 / (1 - p), -0.0, 0).
 // stats: [3, C] in fp32 (fp64 for fp64 input): centre, mean - centre, 1 / sqrt(var + eps).
 TORCH_LIBRARY(fastreg, m) {
   // Pure: the mask is a function of rng_state. Its own backward: grad_input = dropout(grad_output) with the strides
-  // of the forward output.
-  m.def("dropout(Tensor input, float p, Tensor rng_state, SymInt[]? strides=None, SymInt[]? index_map=None) -> Tensor",
-        {at::Tag::needs_exact_strides});
-  m.def("dropout_(Tensor(a!) input, float p, Tensor rng_state, SymInt[]? index_map=None) -> ()",
-        {at::Tag::needs_exact_strides});
+  // of the forward output and the transform (scale, -0.0, 0).
+  m.def(
+      "dropout(Tensor input, float p, Tensor rng_state, SymInt[]? strides=None, SymInt[]? index_map=None, "
+      "float[]? transform=None) -> Tensor",
+      {at::Tag::needs_exact_strides});
+  m.def(
+      "dropout_(Tensor(a!) input, float p, Tensor rng_state, SymInt[]? index_map=None, float[]? transform=None) -> ()",
+      {at::Tag::needs_exact_strides});
   // Draw rng_state from the device's generator and apply it, in one launch. Return the state that was used.
-  m.def("dropout_seeded(Tensor input, float p, SymInt[]? index_map=None) -> (Tensor output, Tensor rng_state)",
+  m.def(
+      "dropout_seeded(Tensor input, float p, SymInt[]? index_map=None, float[]? transform=None) "
+      "-> (Tensor output, Tensor rng_state)",
+      {at::Tag::needs_exact_strides, at::Tag::nondeterministic_seeded});
+  m.def("dropout_seeded_(Tensor(a!) input, float p, SymInt[]? index_map=None, float[]? transform=None) -> Tensor",
         {at::Tag::needs_exact_strides, at::Tag::nondeterministic_seeded});
-  m.def("dropout_seeded_(Tensor(a!) input, float p, SymInt[]? index_map=None) -> Tensor",
-        {at::Tag::needs_exact_strides, at::Tag::nondeterministic_seeded});
+
+  // One draw per index of the leading `dims` dimensions, counted logically, whatever the memory order: 1 for drop path,
+  // 2 for dropout1d, 2d and 3d. index_map maps draws. With a residual, y = keep ? fma(x, scale, residual) : residual.
+  m.def(
+      "feature_dropout(Tensor input, int dims, float p, Tensor rng_state, SymInt[]? index_map=None, "
+      "float[]? transform=None, Tensor? residual=None) -> Tensor");
+  m.def(
+      "feature_dropout_(Tensor(a!) input, int dims, float p, Tensor rng_state, SymInt[]? index_map=None, "
+      "float[]? transform=None) -> ()");
+  m.def(
+      "feature_dropout_seeded(Tensor input, int dims, float p, SymInt[]? index_map=None, float[]? transform=None, "
+      "Tensor? residual=None) -> (Tensor output, Tensor rng_state)",
+      {at::Tag::nondeterministic_seeded});
+  m.def(
+      "feature_dropout_seeded_(Tensor(a!) input, int dims, float p, SymInt[]? index_map=None, "
+      "float[]? transform=None) -> Tensor",
+      {at::Tag::nondeterministic_seeded});
 
   // momentum=None: cumulative average, 1 / (num_batches_tracked + 1). num_batches_tracked is incremented.
   m.def(

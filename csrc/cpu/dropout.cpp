@@ -12,6 +12,12 @@ namespace {
 // Elements that are worth another thread; a multiple of the 64 that the kernels take at a time.
 constexpr int64_t kGrain = 32768;
 
+template <class F>
+void in_parallel(int64_t n, F&& f) {
+  at::parallel_for(0, (n + kGrain - 1) / kGrain, 1,
+                   [&](int64_t begin, int64_t end) { f(begin * kGrain, std::min(end * kGrain, n)); });
+}
+
 struct DropoutBackend {
   using State = RandomState;
 
@@ -34,16 +40,29 @@ struct DropoutBackend {
       return state;
     }
 
-    void apply(const at::Tensor& x, const at::Tensor& y, double p, const State& state, const IndexMap& map) const {
-      const DropoutArguments arguments = {state, drop_threshold(p), keep_scale(p), map};
+    void apply(const at::Tensor& x, const at::Tensor& y, const DropoutArguments& drop) const {
       dispatch_floating(x.scalar_type(), "dropout", [&](auto tag) {
         using T = decltype(tag);
         const T* from = const_data<T>(x);
         T* to = data<T>(y);
-        const auto kernel = kernels<T>().dropout;
-        const int64_t n = x.numel(), pieces = (n + kGrain - 1) / kGrain;
-        at::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
-          kernel(from, to, begin * kGrain, std::min(end * kGrain, n), arguments);
+        in_parallel(x.numel(), [&](int64_t begin, int64_t end) { kernels<T>().dropout(from, to, begin, end, drop); });
+      });
+    }
+
+    // The draws first, a bit each: they are few.
+    void apply_features(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& y,
+                        const FeatureMap& features, const DropoutArguments& drop) const {
+      dispatch_floating(x.scalar_type(), "feature_dropout", [&](auto tag) {
+        using T = decltype(tag);
+        const int64_t n = x.numel(), draws = n / features.period * features.width;
+        std::vector<uint64_t> keep(size_t((draws + 63) / 64 + 1));
+        in_parallel(draws, [&](int64_t begin, int64_t end) {
+          kernels<T>().keep_bits(keep.data() + begin / 64, begin, end, drop);
+        });
+        const T *from = const_data<T>(x), *add = residual.defined() ? const_data<T>(residual) : nullptr;
+        T* to = data<T>(y);
+        in_parallel(n, [&](int64_t begin, int64_t end) {
+          kernels<T>().feature_dropout(from, add, to, begin, end, keep.data(), features, drop.transform);
         });
       });
     }

@@ -9,12 +9,7 @@
 
 namespace fastreg::cpu {
 
-struct DropoutArguments {
-  RandomState state;
-  DropThreshold threshold;
-  double scale;
-  IndexMap map;
-};
+using DropoutArguments = DropoutCall<RandomState>;
 
 // The length of an array of per-channel coefficients or sums: whole vectors can be read and written at its end.
 constexpr int64_t padded(int64_t channels) { return (channels + 31) / 32 * 32; }
@@ -43,7 +38,13 @@ template <class T>
 struct Kernels {
   using C = compute_t<T>;
 
+  // In the ranges of these three `begin` is a multiple of 64, but for the end of the tensor or of the draws so is
+  // `end`. Bit i of words: whether draw begin + i is kept. Whole words are written.
+  void (*keep_bits)(uint64_t* words, int64_t begin, int64_t end, const DropoutArguments&);
   void (*dropout)(const T* x, T* y, int64_t begin, int64_t end, const DropoutArguments&);
+  // keep: the bits of all draws, and one word beyond them that may be read. residual: null where there is none.
+  void (*feature_dropout)(const T* x, const T* residual, T* y, int64_t begin, int64_t end, const uint64_t* keep,
+                          const FeatureMap&, const DropTransform&);
 
   // sums = (sum of x - centre, sum of (x - centre)^2)
   void (*moments_planes)(const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double centre, double* sums);

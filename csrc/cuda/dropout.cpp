@@ -38,12 +38,16 @@ struct DropoutBackend {
       return state;
     }
 
-    void apply(const at::Tensor& x, const at::Tensor& y, double p, const State& state, const IndexMap& map) const {
-      const DropoutParameters parameters = {state, drop_threshold(p), keep_scale(p), map};
+    void apply(const at::Tensor& x, const at::Tensor& y, const DropoutParameters& parameters) const {
       dispatch_floating(x.scalar_type(), "dropout", [&](auto tag) {
         using T = decltype(tag);
         check("dropout", launch_dropout(const_data<T>(x), data<T>(y), x.numel(), parameters, current_device()));
       });
+    }
+
+    void apply_features(const at::Tensor&, const at::Tensor&, const at::Tensor&, const FeatureMap&,
+                        const DropoutParameters&) const {
+      TORCH_CHECK_NOT_IMPLEMENTED(false, "feature_dropout: input must be on the CPU, got cuda");
     }
 
    private:

@@ -20,7 +20,8 @@ cudaError_t run(const T* x, T* y, int64_t n, const DropoutParameters& p, const D
   config.grid = dim3(unsigned(wanted < most ? wanted : most));
   config.block = dim3(unsigned(device.threads));
   config.stream = device.stream;
-  return launch(config, dropout_kernel<T, V, kMapping>, x, y, n, p.state, p.threshold, compute_t<T>(p.scale), p.map);
+  return launch(config, dropout_kernel<T, V, kMapping>, x, y, n, p.state, p.threshold,
+                rounded<compute_t<T>>(p.transform), p.map);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Dropout: y = keep ? x * scale : 0, the mask recomputed from the random state wherever it is needed.
+// Dropout: y = keep ? fma(x, scale, shift) : fill, the mask recomputed from the random state wherever it is needed.
 //
 // Algorithm. The stream of dropout_stream.h: one Philox call decides 8 elements, and every draw of it is used.
 //
@@ -93,21 +93,36 @@ __device__ __forceinline__ uint32_t bits_of_accesses(uint32_t bits, int lane) {
   return result;
 }
 
-// v with the elements scaled that keep(e) says to keep, and zeros for the others.
+// A transform in the compute type.
+template <class C>
+struct Transform {
+  C scale, shift, fill;
+};
+template <class C>
+Transform<C> rounded(const DropTransform& t) {
+  return {C(t.scale), C(t.shift), C(t.fill)};
+}
+
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+__device__ __forceinline__ double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
+
+// v with the elements transformed that keep(e) says to keep, and the filling for the others.
 template <class T, int V, class Keep>
-__device__ __forceinline__ Vector<T, V> dropped(const Vector<T, V>& v, compute_t<T> scale, Keep keep) {
+__device__ __forceinline__ Vector<T, V> dropped(const Vector<T, V>& v, const Transform<compute_t<T>>& transform,
+                                                Keep keep) {
   Values<T, V> x = to_compute(v);
 #pragma unroll
   for (int e = 0; e < V; ++e) {
-    const compute_t<T> scaled = x.value[e] * scale;
-    x.value[e] = keep(e) ? scaled : compute_t<T>(0);
+    const compute_t<T> kept = multiply_add(x.value[e], transform.scale, transform.shift);
+    x.value[e] = keep(e) ? kept : transform.fill;
   }
   return from_compute(x);
 }
 
 template <class T, int V, Mapping kMapping>
-__global__ void __launch_bounds__(256) dropout_kernel(const T* x, T* y, int64_t n, StateSource source,
-                                                      DropThreshold threshold, compute_t<T> scale, IndexMap map) {
+__global__ void __launch_bounds__(256)
+    dropout_kernel(const T* x, T* y, int64_t n, StateSource source, DropThreshold threshold,
+                   Transform<compute_t<T>> transform, IndexMap map) {
   constexpr int kAccesses = kBlockElements / V;
   using Access = Vector<T, V>;
 
@@ -162,9 +177,9 @@ __global__ void __launch_bounds__(256) dropout_kernel(const T* x, T* y, int64_t 
         Access out;
         if (any_tie(words, threshold)) {
           const uint32_t bits = keep_bits_tied(words, block, state, threshold);
-          out = dropped(v[u][0], scale, [&](int e) { return (bits >> e) & 1u; });
+          out = dropped(v[u][0], transform, [&](int e) { return (bits >> e) & 1u; });
         } else {
-          out = dropped(v[u][0], scale, [&](int e) { return at_least(words, e, threshold); });
+          out = dropped(v[u][0], transform, [&](int e) { return at_least(words, e, threshold); });
         }
         store_streaming(reinterpret_cast<Access*>(to + u * kTile + offset_of(0)), out);
       } else {
@@ -172,7 +187,7 @@ __global__ void __launch_bounds__(256) dropout_kernel(const T* x, T* y, int64_t 
 #pragma unroll
         for (int k = 0; k < kAccesses; ++k)
           store_streaming(reinterpret_cast<Access*>(to + u * kTile + offset_of(k)),
-                          dropped(v[u][k], scale, [&](int e) { return (bits >> (V * k + e)) & 1u; }));
+                          dropped(v[u][k], transform, [&](int e) { return (bits >> (V * k + e)) & 1u; }));
       }
     }
   }
@@ -187,7 +202,7 @@ __global__ void __launch_bounds__(256) dropout_kernel(const T* x, T* y, int64_t 
         if (i >= n) break;
         const auto element = load(reinterpret_cast<const Vector<T, 1>*>(x + i));
         store(reinterpret_cast<Vector<T, 1>*>(y + i),
-              dropped(element, scale, [&](int) { return (bits >> (V * k + e)) & 1u; }));
+              dropped(element, transform, [&](int) { return (bits >> (V * k + e)) & 1u; }));
       }
   }
 }

@@ -17,12 +17,7 @@ struct StateSource {
   int64_t* used = nullptr;  // if set, the kernel writes the (seed, offset) that it used
 };
 
-struct DropoutParameters {
-  StateSource state;
-  DropThreshold threshold;
-  double scale;
-  IndexMap map;
-};
+using DropoutParameters = DropoutCall<StateSource>;
 
 // y = dropout(x), n elements, x == y allowed. Any alignment that T itself needs; fastest where both are 16-byte
 // aligned and the map takes multiples of 8 to multiples of 8. One launch.

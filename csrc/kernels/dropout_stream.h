@@ -45,6 +45,33 @@ inline DropThreshold drop_threshold(double p) {
 // What kept elements are multiplied with. All elements are dropped where p rounds to 1: any finite value does.
 inline double keep_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 
+// What becomes of an element: y = keep ? fma(x, scale, shift) : fill, each number first rounded to the compute type.
+// Adding -0.0 leaves every product as it is, zeros and their signs included.
+struct DropTransform {
+  double scale = 1.0, shift = -0.0, fill = 0.0;
+};
+
+// All that one call says beside its tensors. State: RandomState, or where to find one.
+template <class State>
+struct DropoutCall {
+  State state;
+  DropThreshold threshold;
+  DropTransform transform;
+  IndexMap map;
+};
+
+// Which draw decides the element at memory position j of a tensor that draws once per feature:
+// draw (j div period) width + j mod width. Contiguous [.., size]: period = size, width = 1. Channels-last
+// [N, size, C]: period = size C, width = C.
+struct FeatureMap {
+  int64_t period, width;
+
+  FASTREG_HD uint64_t operator()(int64_t j) const {
+    const uint64_t i = uint64_t(j), w = uint64_t(width);
+    return i / uint64_t(period) * w + i % w;
+  }
+};
+
 FASTREG_HD uint32_t draw(const PhiloxWords& words, int slot) {
   return (words.word[slot / 2] >> (16 * (slot % 2))) & 0xFFFFu;
 }

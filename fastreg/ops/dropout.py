@@ -26,23 +26,23 @@ def dense_strides(x):
 
 
 @register_fake("fastreg::dropout")
-def _(input, p, rng_state, strides=None, index_map=None):
+def _(input, p, rng_state, strides=None, index_map=None, transform=None):
     check_rng_state(rng_state, input)
     return torch.empty_like(input) if strides is None else input.new_empty_strided(input.shape, strides)
 
 
 @register_fake("fastreg::dropout_")
-def _(input, p, rng_state, index_map=None):
+def _(input, p, rng_state, index_map=None, transform=None):
     check_rng_state(rng_state, input)
 
 
 @register_fake("fastreg::dropout_seeded")
-def _(input, p, index_map=None):
+def _(input, p, index_map=None, transform=None):
     return torch.empty_like(input), input.new_empty(2, dtype=torch.int64)
 
 
 @register_fake("fastreg::dropout_seeded_")
-def _(input, p, index_map=None):
+def _(input, p, index_map=None, transform=None):
     return input.new_empty(2, dtype=torch.int64)
 
 
@@ -51,7 +51,8 @@ def _(input, p, index_map=None):
 
 def _mask_gradient(ctx, grad_output):
     (rng_state,) = ctx.saved_tensors
-    arguments = grad_output, ctx.p, rng_state, ctx.strides, ctx.index_map
+    transform = ctx.transform and (ctx.transform[0], -0.0, 0.0)
+    arguments = grad_output, ctx.p, rng_state, ctx.strides, ctx.index_map, transform
     if torch.is_grad_enabled():  # create_graph=True
         return _OP(*arguments)
     with BelowAutograd():
@@ -67,7 +68,7 @@ class _Dropout(Function):
             else:
                 output = _OP(input, p, rng_state)
         ctx.save_for_backward(rng_state)
-        ctx.p, ctx.strides, ctx.index_map = p, output.stride(), None
+        ctx.p, ctx.strides, ctx.index_map, ctx.transform = p, output.stride(), None, None
         return output
 
     @staticmethod
@@ -79,25 +80,25 @@ class _DropoutInPlace(Function):
     """In place; ``states`` receives the rng_state that was used."""
 
     @staticmethod
-    def forward(ctx, input, p, rng_state, index_map, states):
+    def forward(ctx, input, p, rng_state, index_map, transform, states):
         ctx.mark_dirty(input)
-        ctx.p, ctx.strides, ctx.index_map = p, dense_strides(input), index_map
-        rng_state = _below_autograd_(input, p, rng_state, index_map)
+        ctx.p, ctx.strides, ctx.index_map, ctx.transform = p, dense_strides(input), index_map, transform
+        rng_state = _below_autograd_(input, p, rng_state, index_map, transform)
         ctx.save_for_backward(rng_state)
         states.append(rng_state)
         return input
 
     @staticmethod
     def backward(ctx, grad_output):
-        return _mask_gradient(ctx, grad_output), None, None, None, None
+        return _mask_gradient(ctx, grad_output), None, None, None, None, None
 
 
-def _below_autograd_(input, p, rng_state, index_map):
+def _below_autograd_(input, p, rng_state, index_map, transform):
     """Dropout in place. Returns the rng_state that was used."""
     with BelowAutograd():
         if rng_state is None:
-            return _SEEDED_(input, p, index_map)
-        _OP_(input, p, rng_state, index_map)
+            return _SEEDED_(input, p, index_map, transform)
+        _OP_(input, p, rng_state, index_map, transform)
         return rng_state
 
 
@@ -109,13 +110,13 @@ def apply(input: Tensor, p: float, rng_state: Tensor | None) -> Tensor:
         return _SEEDED(input, p)[0] if rng_state is None else _OP(input, p, rng_state)
 
 
-def apply_(input: Tensor, p: float, rng_state: Tensor | None, index_map=None) -> Tensor:
+def apply_(input: Tensor, p: float, rng_state: Tensor | None, index_map=None, transform=None) -> Tensor:
     """Dropout in place of an eager tensor, recorded by autograd. Returns the rng_state that was used."""
     _refuse_unwritable(input)
     if not needs_autograd(input):
-        return _below_autograd_(input, p, rng_state, index_map)
+        return _below_autograd_(input, p, rng_state, index_map, transform)
     states = []
-    _DropoutInPlace.apply(input, p, rng_state, index_map, states)
+    _DropoutInPlace.apply(input, p, rng_state, index_map, transform, states)
     return states[0]
 
 
@@ -140,39 +141,39 @@ def _is_one_of_many_views(view):
 # ---- autograd of the operators themselves
 
 
-def _save(ctx, p, rng_state, output, index_map):
+def _save(ctx, p, rng_state, output, index_map, transform):
     ctx.save_for_backward(rng_state)
-    ctx.p, ctx.strides, ctx.index_map = p, output.stride(), index_map
+    ctx.p, ctx.strides, ctx.index_map, ctx.transform = p, output.stride(), index_map, transform
 
 
 def _setup_dropout(ctx, inputs, output):
-    _, p, rng_state, _, index_map = inputs
-    _save(ctx, p, rng_state, output, index_map)
+    _, p, rng_state, _, index_map, transform = inputs
+    _save(ctx, p, rng_state, output, index_map, transform)
 
 
 def _setup_dropout_seeded(ctx, inputs, output):
-    _, p, index_map = inputs
-    _save(ctx, p, output[1], output[0], index_map)
+    _, p, index_map, transform = inputs
+    _save(ctx, p, output[1], output[0], index_map, transform)
 
 
 register_autograd(
     "fastreg::dropout",
-    lambda ctx, grad: (_mask_gradient(ctx, grad), None, None, None, None),
+    lambda ctx, grad: (_mask_gradient(ctx, grad), None, None, None, None, None),
     setup_context=_setup_dropout,
 )
 register_autograd(
     "fastreg::dropout_seeded",
-    lambda ctx, grad, _: (_mask_gradient(ctx, grad), None, None),
+    lambda ctx, grad, _: (_mask_gradient(ctx, grad), None, None, None),
     setup_context=_setup_dropout_seeded,
 )
 
 
-def _autograd_dropout_(input, p, rng_state, index_map=None):
-    apply_(input, p, rng_state, index_map)
+def _autograd_dropout_(input, p, rng_state, index_map=None, transform=None):
+    apply_(input, p, rng_state, index_map, transform)
 
 
-def _autograd_dropout_seeded_(input, p, index_map=None):
-    return apply_(input, p, None, index_map)
+def _autograd_dropout_seeded_(input, p, index_map=None, transform=None):
+    return apply_(input, p, None, index_map, transform)
 
 
 # register_autograd takes no operator that writes to an argument.

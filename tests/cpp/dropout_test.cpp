@@ -132,7 +132,7 @@ void check(const Problem& problem, const Schedule& schedule, int threads = 64) {
   parameters.state.seed = problem.state.seed;
   parameters.state.offset = problem.state.offset;
   parameters.threshold = drop_threshold(problem.p);
-  parameters.scale = keep_scale(problem.p);
+  parameters.transform = {keep_scale(problem.p)};
   parameters.map = problem.map;
   testing::run_clean(schedule, false, what, [&] {
     return launch_dropout(x.data(), out, problem.n, parameters, testing::virtual_device(threads));
@@ -208,7 +208,7 @@ const testing::Test states("dropout kernel: state in memory", [] {
   parameters.state.offset_pointer = offset.data();
   parameters.state.used = used.data();
   parameters.threshold = drop_threshold(0.5);
-  parameters.scale = keep_scale(0.5);
+  parameters.transform = {keep_scale(0.5)};
   parameters.map = identity(n);
   testing::run_clean({}, false, "state in memory",
                      [&] { return launch_dropout(x.data(), y.data(), n, parameters, testing::virtual_device()); });
@@ -234,7 +234,7 @@ const testing::Test traffic("dropout kernel: moves what its header promises", []
     for (int64_t i = 0; i < n; ++i) x[size_t(i)] = input<T>(i);
     DropoutParameters parameters;
     parameters.threshold = drop_threshold(0.5);
-    parameters.scale = keep_scale(0.5);
+    parameters.transform = {keep_scale(0.5)};
     parameters.map = identity(n);
     const auto result = testing::run_clean({}, true, "traffic", [&] {
       return launch_dropout(x.data(), y.data(), n, parameters, testing::virtual_device());

@@ -33,15 +33,18 @@ FASTREG_HD void store(bfloat16* p, f32 v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
 }
 
-FASTREG_HD f32 keep_lanes(f32 v, uint32_t bits) {
+FASTREG_HD f32 multiply_add(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
+FASTREG_HD f64 multiply_add(f64 a, f64 b, f64 c) { return _mm256_fmadd_pd(a, b, c); }
+
+FASTREG_HD f32 choose(uint32_t bits, f32 a, f32 b) {
   const __m256i lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   const __m256i chosen = _mm256_and_si256(_mm256_set1_epi32(int(bits)), lane_bit);
-  return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(chosen, lane_bit)));
+  return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(chosen, lane_bit)));
 }
-FASTREG_HD f64 keep_lanes(f64 v, uint32_t bits) {
+FASTREG_HD f64 choose(uint32_t bits, f64 a, f64 b) {
   const __m256i lane_bit = _mm256_setr_epi64x(1, 2, 4, 8);
   const __m256i chosen = _mm256_and_si256(_mm256_set1_epi64x(int64_t(bits)), lane_bit);
-  return _mm256_and_pd(v, _mm256_castsi256_pd(_mm256_cmpeq_epi64(chosen, lane_bit)));
+  return _mm256_blendv_pd(b, a, _mm256_castsi256_pd(_mm256_cmpeq_epi64(chosen, lane_bit)));
 }
 
 FASTREG_HD f64 widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }

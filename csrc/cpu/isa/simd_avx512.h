@@ -32,8 +32,11 @@ FASTREG_HD void store(bfloat16* p, f32 v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
 }
 
-FASTREG_HD f32 keep_lanes(f32 v, uint32_t bits) { return _mm512_maskz_mov_ps(__mmask16(bits), v); }
-FASTREG_HD f64 keep_lanes(f64 v, uint32_t bits) { return _mm512_maskz_mov_pd(__mmask8(bits), v); }
+FASTREG_HD f32 multiply_add(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
+FASTREG_HD f64 multiply_add(f64 a, f64 b, f64 c) { return _mm512_fmadd_pd(a, b, c); }
+
+FASTREG_HD f32 choose(uint32_t bits, f32 a, f32 b) { return _mm512_mask_mov_ps(b, __mmask16(bits), a); }
+FASTREG_HD f64 choose(uint32_t bits, f64 a, f64 b) { return _mm512_mask_mov_pd(b, __mmask8(bits), a); }
 
 FASTREG_HD f64 widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 FASTREG_HD f64 widen(const double* p) { return load(p); }

@@ -29,11 +29,32 @@ FASTREG_HD void store(T* p, f32 v) {
   for (int i = 0; i < kF32; ++i) p[i] = from_compute<T>(v[i]);
 }
 
-// Lane i where bit i is set, zero elsewhere, whatever the lane holds.
-FASTREG_HD f32 keep_lanes(f32 v, uint32_t bits) {
-  return f32{bits & 1 ? v[0] : 0.f, bits & 2 ? v[1] : 0.f, bits & 4 ? v[2] : 0.f, bits & 8 ? v[3] : 0.f};
+// a * b + c, rounded once. Without an instruction for it this is a call per lane, which the usual c, adding nothing,
+// does not need.
+FASTREG_HD bool adds_nothing(f32 c) {
+  const f32 nothing = broadcast(-0.0f);
+  return memcmp(&c, &nothing, sizeof c) == 0;
 }
-FASTREG_HD f64 keep_lanes(f64 v, uint32_t bits) { return f64{bits & 1 ? v[0] : 0., bits & 2 ? v[1] : 0.}; }
+FASTREG_HD bool adds_nothing(f64 c) {
+  const f64 nothing = broadcast(-0.0);
+  return memcmp(&c, &nothing, sizeof c) == 0;
+}
+FASTREG_HD f32 multiply_add(f32 a, f32 b, f32 c) {
+  if (adds_nothing(c)) return a * b;
+  for (int i = 0; i < kF32; ++i) a[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return a;
+}
+FASTREG_HD f64 multiply_add(f64 a, f64 b, f64 c) {
+  if (adds_nothing(c)) return a * b;
+  for (int i = 0; i < kF64; ++i) a[i] = __builtin_fma(a[i], b[i], c[i]);
+  return a;
+}
+
+// Lane i of a where bit i is set, of b elsewhere.
+FASTREG_HD f32 choose(uint32_t bits, f32 a, f32 b) {
+  return f32{bits & 1 ? a[0] : b[0], bits & 2 ? a[1] : b[1], bits & 4 ? a[2] : b[2], bits & 8 ? a[3] : b[3]};
+}
+FASTREG_HD f64 choose(uint32_t bits, f64 a, f64 b) { return f64{bits & 1 ? a[0] : b[0], bits & 2 ? a[1] : b[1]}; }
 
 // kF64 elements as doubles, from any address.
 template <class T>

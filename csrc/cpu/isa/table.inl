@@ -5,14 +5,16 @@
 
 #include "batch_norm.inl"
 #include "dropout.inl"
+#include "feature_dropout.inl"
 
 namespace fastreg::cpu::FASTREG_ISA {
 
 template <class T>
 const Kernels<T>& table() {
   static constexpr Kernels<T> kTable = {
-      dropout<T>,          moments_planes<T>, moments_rows<T>,      normalize_planes<T>, normalize_rows<T>,
-      grad_sums_planes<T>, grad_sums_rows<T>, grad_input_planes<T>, grad_input_rows<T>,
+      keep_bits,         dropout<T>,           feature_dropout<T>, moments_planes<T>,
+      moments_rows<T>,   normalize_planes<T>,  normalize_rows<T>,  grad_sums_planes<T>,
+      grad_sums_rows<T>, grad_input_planes<T>, grad_input_rows<T>,
   };
   return kTable;
 }
