@@ -1,13 +1,20 @@
 // The Python module fastreg._C. The operators register themselves when it is loaded; it says how it was built.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #if defined(FASTREG_WITH_CUDA)
 #include <cuda_runtime_api.h>
 #endif
 
+#include <optional>
 #include <string>
 
 #include "cpu/kernels.h"
+#include "kernels/batch_norm_plan.h"
+
+#if defined(FASTREG_WITH_CUDA) || defined(FASTREG_HOST_EXECUTOR)
+#include "kernels/batch_norm_tiers.h"
+#endif
 
 namespace {
 
@@ -48,6 +55,57 @@ py::dict build_info() {
   return info;
 }
 
+fastreg::DeviceLimits limits_of_current_device() {
+#if defined(FASTREG_WITH_CUDA) || defined(FASTREG_HOST_EXECUTOR)
+  int device = 0;
+  fastreg::DeviceLimits limits;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = fastreg::query_device_limits(device, &limits);
+  if (error == cudaSuccess) return limits;
+  throw std::runtime_error(std::string("explain: the CUDA device does not answer: ") + cudaGetErrorString(error));
+#else
+  throw std::runtime_error("explain: device_limits must be given without the CUDA backend, got None");
+#endif
+}
+
+// For fastreg.explain. compute_capability: of a typical device; none: the current device.
+py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool rows, int element_bytes, bool aligned,
+                         bool training, bool backward, std::optional<int> compute_capability,
+                         const std::optional<std::string>& tier) {
+  using fastreg::BatchNormPass;
+  const auto typical = compute_capability ? fastreg::typical_limits(*compute_capability) : limits_of_current_device();
+  if (!typical)
+    throw py::value_error("explain: device_limits must be 75, 80, 86, 90, 100 or 120, got " +
+                          std::to_string(*compute_capability));
+  std::optional<fastreg::Tier> asked;
+  if (tier && !(asked = fastreg::tier_named(*tier)))
+    throw py::value_error("explain: tier must be the name of a tier, got '" + *tier + "'");
+  const BatchNormPass pass = training ? (backward ? BatchNormPass::train_backward : BatchNormPass::train)
+                                      : (backward ? BatchNormPass::eval_backward : BatchNormPass::eval);
+  const fastreg::BatchNormPlan plan =
+      fastreg::plan_batch_norm({{planes, channels, size, rows}, element_bytes, aligned, pass}, *typical, asked);
+  py::dict told;
+  told["compute_capability"] = typical->compute_capability;
+  told["tier"] = fastreg::tier_name(plan.tier);
+  if (!plan.possible()) {
+    told["refusal"] = plan.refusal;
+    return told;
+  }
+  told["launches"] = plan.launches;
+  told["bytes_per_element"] = plan.accesses * element_bytes;
+  if (plan.blocks == 0) return told;
+  told["blocks"] = plan.blocks;
+  told["threads"] = plan.threads;
+  told["cluster"] = plan.cluster;
+  told["channels_per_block"] = plan.channels_per_block;
+  told["buffers"] = plan.buffers;
+  told["shared_bytes"] = plan.shared_bytes;
+  return told;
+}
+
 }  // namespace
 
-PYBIND11_MODULE(_C, module) { module.def("build_info", &build_info, "How this extension was built."); }
+PYBIND11_MODULE(_C, module) {
+  module.def("build_info", &build_info, "How this extension was built.");
+  module.def("plan_batch_norm", &plan_batch_norm, "What fastreg.explain tells.");
+}

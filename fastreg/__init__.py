@@ -7,7 +7,8 @@ fastreg.reference   the same in plain PyTorch
 
 from fastreg import functional, nn, reference
 from fastreg._extension import build_info
+from fastreg.explanation import explain
 
 __version__ = "0.1.0"
 
-__all__ = ["build_info", "functional", "nn", "reference"]
+__all__ = ["build_info", "explain", "functional", "nn", "reference"]

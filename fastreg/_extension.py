@@ -94,3 +94,10 @@ def build_info() -> dict:
 def problem() -> str | None:
     """Why the extension is not in use and what to do about it, or None."""
     return _problem
+
+
+def module():
+    """The compiled extension, or an error that says why there is none."""
+    if _module is None:
+        raise RuntimeError(f"fastreg: {_problem}")
+    return _module

@@ -40,6 +40,8 @@ inline Device current_device() {
   return device;
 }
 
+inline int current_device_index() { return c10::cuda::current_device(); }
+
 inline bool is_on_device(const at::Tensor& tensor) { return tensor.is_cuda(); }
 
 inline bool is_capturing() {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "device.h"
+#include "memory.h"
 
 namespace fastreg {
 
@@ -39,8 +40,8 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
                  : "memory");
   }
 #else
-  using word = unsigned;
-  for (int i = 0; i < Bytes / 4; ++i) static_cast<word*>(shared)[i] = static_cast<const word*>(global)[i];
+  using word = typename detail::raw<Bytes>::type;
+  *static_cast<word*>(shared) = *static_cast<const word*>(global);
 #endif
 }
 

@@ -1,19 +1,26 @@
-// Geometry of the slab kernels, that their plan has to know.
+// Geometry of the slab kernels, as far as their plan has to know it.
 #pragma once
 
-#include <cstdint>
+#include "portable.h"
 
 namespace fastreg {
 
-// Threads that a multiprocessor's registers suffice for (128 each).
-constexpr int kSlabRegisterThreads = 512;
-constexpr int kSlabThreads = 512;  // per block, at most
+constexpr int kSlabThreads = 512;          // per block, at most
+constexpr int kSlabRegisterThreads = 512;  // that the registers of a multiprocessor suffice for
 
-// Shared memory besides the tiles: `entries` results of threads or warps, two partial results per channel for the
-// cluster, and per channel what the elementwise step needs (no more than 32 bytes each, 16-byte aligned).
-constexpr int64_t slab_entries(int threads, bool grouped) { return grouped ? 2 * threads : threads / 32; }
-constexpr int64_t slab_scratch_bytes(int threads, int channels, bool grouped) {
-  return 16 * slab_entries(threads, grouped) + int64_t(channels) * (2 * 16 + 32);
+// Shared memory besides the tiles: `entries` results of threads or warps; per channel two partial results for the
+// cluster, and what the elementwise step needs.
+constexpr int64_t kSlabResultBytes = 16, kSlabStepBytes = 32;
+FASTREG_HD constexpr int64_t slab_entries(int threads, bool grouped) { return grouped ? 2 * threads : threads / 32; }
+FASTREG_HD constexpr int64_t slab_scratch_bytes(int threads, int channels, bool grouped) {
+  return kSlabResultBytes * (slab_entries(threads, grouped) + 2 * channels) + kSlabStepBytes * channels;
+}
+
+// Vectors of one tensor that a block holds of `channels` channels with runs of `run_vectors` vectors in a plane: the
+// largest share. Grouped channels are divided by whole planes.
+constexpr int64_t slab_share(int64_t planes, int64_t run_vectors, bool grouped, int cluster) {
+  const int64_t parts = grouped ? planes : planes * run_vectors;
+  return (parts + cluster - 1) / cluster * (grouped ? run_vectors : 1);
 }
 
 }  // namespace fastreg

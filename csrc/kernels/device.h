@@ -40,9 +40,10 @@ struct LaunchConfig {
 
 #if defined(__CUDACC__)
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments... arguments) {
-  // A kernel has to ask for what not every device has.
+namespace detail {
+// f(the runtime's form of the configuration), once the kernel has asked for what not every device has.
+template <class Kernel, class F>
+cudaError_t with_native(const LaunchConfig& config, Kernel* kernel, F&& f) {
   if (config.shared_bytes > 48 * 1024) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
@@ -76,23 +77,52 @@ cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Ar
   native.stream = config.stream;
   native.attrs = attributes;
   native.numAttrs = count;
-  return cudaLaunchKernelEx(&native, kernel, Parameters(arguments)...);
+  return f(native);
+}
+}  // namespace detail
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments... arguments) {
+  return detail::with_native(config, kernel, [&](const cudaLaunchConfig_t& native) {
+    return cudaLaunchKernelEx(&native, kernel, Parameters(arguments)...);
+  });
+}
+
+// How many of the launch's clusters fit on the device together.
+template <class... Parameters>
+cudaError_t max_resident_clusters(const LaunchConfig& config, void (*kernel)(Parameters...), int* clusters) {
+  return detail::with_native(config, kernel, [&](const cudaLaunchConfig_t& native) {
+    return cudaOccupancyMaxActiveClusters(clusters, kernel, &native);
+  });
 }
 
 #else
 
-template <class... Parameters, class... Arguments>
-cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments... arguments) {
+namespace detail {
+inline host_executor::Launch request_for(const LaunchConfig& config) {
   host_executor::Launch request;
-  request.kernel = reinterpret_cast<const void*>(kernel);
   request.grid = config.grid;
   request.block = config.block;
   request.shared_bytes = config.shared_bytes;
   request.cluster = config.cluster;
   request.cooperative = config.cooperative;
   request.overlap_previous = config.overlap_previous;
+  return request;
+}
+}  // namespace detail
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments... arguments) {
+  host_executor::Launch request = detail::request_for(config);
+  request.kernel = reinterpret_cast<const void*>(kernel);
   request.run_thread = [kernel, arguments...] { kernel(Parameters(arguments)...); };
   return host_executor::launch(request);
+}
+
+template <class... Parameters>
+cudaError_t max_resident_clusters(const LaunchConfig& config, void (*)(Parameters...), int* clusters) {
+  *clusters = host_executor::max_resident_clusters(detail::request_for(config));
+  return cudaSuccess;
 }
 
 #endif

@@ -33,6 +33,20 @@ FASTREG_HD Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
   return Moments<A>{count, a.mean + difference * share, a.m2 + b.m2 + difference * difference * a.count * share};
 }
 
+// Moments with the value that they are relative to: partial results whose centres differ.
+template <class A>
+struct Centred {
+  A centre;
+  Moments<A> moments;
+};
+template <class A>
+FASTREG_HD Centred<A> merge(const Centred<A>& a, const Centred<A>& b) {
+  if (a.moments.count == A(0)) return b;
+  Moments<A> moved = b.moments;
+  moved.mean += b.centre - a.centre;  // both near the mean: exact, or as small an error as the values have
+  return Centred<A>{a.centre, merge(a.moments, moved)};
+}
+
 template <class A>
 FASTREG_HD A inverse_deviation(A variance, A eps) {
   return A(1) / std::sqrt(variance + eps);

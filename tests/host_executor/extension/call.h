@@ -23,6 +23,8 @@ inline Device current_device() {
   return device;
 }
 
+inline int current_device_index() { return 0; }
+
 inline bool is_on_device(const at::Tensor&) { return true; }
 inline bool is_capturing() { return false; }
 

@@ -1,0 +1,68 @@
+// Training's launches by plan: whatever the tier.
+#pragma once
+
+#include <type_traits>
+
+#include "batch_norm.h"
+#include "batch_norm_plan.h"
+
+namespace fastreg {
+
+// Of a device that is there, and current.
+cudaError_t query_device_limits(int device, DeviceLimits* limits);
+
+// ---- Slab and cluster; float, half, bfloat16 ----
+
+template <class T>
+cudaError_t launch_slab_train(const BatchNormPlan& plan, const T* x, T* y, const BatchNormShape& shape,
+                              const ChannelValues& weight, const ChannelValues& bias,
+                              const ChannelStatistics& statistics, const RunningUpdate& running,
+                              const Workspace& workspace, const Device& device);
+template <class T>
+cudaError_t launch_slab_backward(const BatchNormPlan& plan, const T* dy, const T* x, T* dx, const BatchNormShape& shape,
+                                 const ChannelValues& weight, const ChannelStatistics& statistics,
+                                 const ChannelValues& dweight, const ChannelValues& dbias, const Device& device);
+
+// ---- Any ----
+
+// running: of the training pass; null for the other passes.
+inline WorkspaceSize batch_norm_workspace(const BatchNormPlan& plan, const BatchNormProblem& problem,
+                                          const RunningUpdate* running, const Device& device) {
+  switch (plan.tier) {
+    case Tier::slab:
+    case Tier::cluster: {
+      const bool counts = running != nullptr && running->cumulative && running->num_batches_tracked != nullptr;
+      return {0, counts ? 1 : 0};
+    }
+    default:
+      return batch_norm_workspace(problem.element_bytes, problem.shape, device);
+  }
+}
+
+template <class T>
+cudaError_t launch_batch_norm_train(const BatchNormPlan& plan, const T* x, T* y, const BatchNormShape& shape,
+                                    const ChannelValues& weight, const ChannelValues& bias,
+                                    const ChannelStatistics& statistics, const RunningUpdate& running,
+                                    const Workspace& workspace, const Device& device) {
+  if constexpr (!std::is_same_v<T, double>) {
+    if (plan.tier == Tier::slab || plan.tier == Tier::cluster)
+      return launch_slab_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device);
+  }
+  return launch_batch_norm_train(x, y, shape, weight, bias, statistics, running, workspace, device);
+}
+
+template <class T>
+cudaError_t launch_batch_norm_backward(const BatchNormPlan& plan, const T* dy, const T* x, T* dx,
+                                       const BatchNormShape& shape, const ChannelValues& weight,
+                                       const ChannelStatistics& statistics, const ChannelValues& dweight,
+                                       const ChannelValues& dbias, void* coefficients, const Workspace& workspace,
+                                       const Device& device) {
+  if constexpr (!std::is_same_v<T, double>) {
+    if (plan.tier == Tier::slab || plan.tier == Tier::cluster)
+      return launch_slab_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, device);
+  }
+  return launch_batch_norm_backward(dy, x, dx, shape, weight, statistics, dweight, dbias, coefficients, workspace,
+                                    device);
+}
+
+}  // namespace fastreg

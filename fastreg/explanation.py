@@ -1,0 +1,59 @@
+"""How the CUDA kernels would normalise a tensor."""
+
+import torch
+from torch import Tensor
+
+from fastreg import _extension
+
+
+def _channel_layout(x):
+    """(planes, channels, size, rows): x in memory, or the copy that the operators make of it (csrc/layout.h)."""
+    planes, channels = x.shape[:2]
+    size = x[0, 0].numel() if planes and channels else 0
+    for candidate in (x, torch.empty_like(x, device="meta")):
+        if candidate.is_contiguous():
+            break
+        if candidate.movedim(1, -1).is_contiguous():
+            return planes, channels, size, True
+    return planes, channels, size, size == 1 and channels > 1
+
+
+def explain(
+    input: Tensor,
+    *,
+    training: bool = True,
+    backward: bool = False,
+    device_limits: int | None = None,
+    tier: str | None = None,
+) -> dict:
+    """The plan of the CUDA kernels for a batch norm of a tensor. Nothing is computed, and no GPU is needed.
+
+    Args:
+        input (Tensor): [N, C, ...], not empty; float32, float64, float16 or bfloat16. Only shape, dtype, strides and
+            alignment matter: it may lie on any device.
+        training (bool): with the batch's statistics; else with the running ones. Default: True.
+        backward (bool): the gradients instead of the output. Default: False.
+        device_limits (int, optional): compute capability of a typical device to plan for: 75, 80, 86, 90, 100 or 120.
+            Default: the current CUDA device.
+        tier (str, optional): plan this tier, whether or not it is the fastest. Default: the one that is chosen.
+
+    Returns:
+        dict: ``tier``, how the work is done: ``slab`` (channels kept in a block's shared memory), ``cluster`` (in that
+        of a cluster of blocks), ``streamed`` (read twice), or another of the kernels' names; ``launches``;
+        ``bytes_per_element`` read and written; where the tier says so, ``blocks``, ``threads`` per block, ``cluster``
+        in blocks, ``channels_per_block``, ``buffers`` and ``shared_bytes`` per block. Where the tier asked for cannot
+        do it, ``refusal`` instead: why.
+
+    Raises:
+        ValueError: input is empty or has fewer than 2 dimensions; device_limits or tier is not one of those named.
+        TypeError: input is not of one of those dtypes.
+        RuntimeError: the extension was not built, or there is no CUDA device and device_limits is None.
+    """
+    if input.dim() < 2 or input.numel() == 0:
+        raise ValueError(f"explain: input must have at least 2 dimensions and one element, got {list(input.shape)}")
+    if input.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(f"explain: input must be float32, float64, float16 or bfloat16, got {input.dtype}")
+    aligned = input.is_meta or input.data_ptr() % 16 == 0
+    return _extension.module().plan_batch_norm(
+        *_channel_layout(input), input.element_size(), aligned, training, backward, device_limits, tier
+    )

@@ -1,0 +1,74 @@
+"""fastreg.explain: what it tells of the plan, and for which layout."""
+
+import pytest
+import torch
+
+import fastreg
+
+pytestmark = pytest.mark.skipif(
+    fastreg._extension.problem() is not None, reason=f"no extension: {fastreg._extension.problem()}"
+)
+
+
+def half(*shape):
+    return torch.empty(shape, dtype=torch.float16)
+
+
+def test_on_chip():
+    plan = fastreg.explain(half(32, 2048, 7, 7), device_limits=90)
+    assert plan["tier"] == "slab" and plan["launches"] == 1 and plan["bytes_per_element"] == 4
+    assert plan["channels_per_block"] == 8 and plan["shared_bytes"] > 32 * 8 * 49 * 2
+    assert fastreg.explain(half(32, 2048, 7, 7), backward=True, device_limits=90)["bytes_per_element"] == 6
+
+
+def test_clusters_from_sm_90_on():
+    x = half(64, 256, 56, 56)
+    assert fastreg.explain(x, device_limits=90)["tier"] == "cluster"
+    assert fastreg.explain(x, device_limits=90)["cluster"] > 1
+    assert fastreg.explain(x, device_limits=80)["tier"] != "cluster"
+
+
+def test_streamed():
+    plan = fastreg.explain(torch.empty(8, 16, 8, 8, dtype=torch.float64), device_limits=90)
+    assert plan == {"compute_capability": 90, "tier": "streamed", "launches": 2, "bytes_per_element": 24}
+
+
+def test_evaluation():
+    assert fastreg.explain(half(8, 16, 8, 8), training=False, device_limits=90)["bytes_per_element"] == 4
+    assert fastreg.explain(half(8, 16, 8, 8), training=False, device_limits=90)["launches"] == 1
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (8, 16, 5), (8, 16, 4, 4), (8, 16, 2, 4, 4)])
+def test_layouts(shape):
+    x = half(*shape)
+    last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    refusal = "the channels lie next to each other"
+    assert fastreg.explain(last, device_limits=90, tier="slab").get("refusal") == refusal
+    assert (fastreg.explain(x, device_limits=90, tier="slab").get("refusal") == refusal) is (len(shape) == 2)
+    # What the operators copy is planned as its copy.
+    sliced = half(*shape, 2)[..., 0]
+    assert fastreg.explain(sliced, device_limits=90) == fastreg.explain(x, device_limits=90)
+
+
+def test_alignment():
+    x = half(8 * 16 * 64 + 1)[1:].view(8, 16, 8, 8)
+    assert "aligned" in fastreg.explain(x, device_limits=90, tier="slab")["refusal"]
+
+
+def test_meta():
+    assert fastreg.explain(half(8, 16, 8, 8).to("meta"), device_limits=75)["tier"] == "slab"
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (ValueError, "at least 2 dimensions and one element, got \\[3\\]", {"input": half(3)}),
+        (ValueError, "one element, got \\[0, 3\\]", {"input": half(0, 3)}),
+        (TypeError, "got torch.int32", {"input": torch.empty(2, 3, dtype=torch.int32)}),
+        (ValueError, "75, 80, 86, 90, 100 or 120, got 70", {"device_limits": 70}),
+        (ValueError, "the name of a tier, got 'fastest'", {"tier": "fastest"}),
+    ],
+)
+def test_refused(error, message, arguments):
+    with pytest.raises(error, match=f"^explain: .*{message}"):
+        fastreg.explain(**{"input": half(2, 3), "device_limits": 90, **arguments})
