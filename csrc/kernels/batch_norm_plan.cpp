@@ -20,6 +20,7 @@ constexpr double kProcessorSpeed = 2;
 constexpr double kSingleBuffer = 1.25;
 constexpr double kClusterStep = 1.02;  // cost of doubling the cluster
 constexpr double kLaunch = 32768;      // cost of a launch, in bytes that a multiprocessor could have moved meanwhile
+constexpr double kCluster = 8192;      // cost of starting clusters, likewise
 
 template <class I>
 I ceil_div(I a, I b) {
@@ -126,7 +127,7 @@ BatchNormPlan slab_plan_of(const BatchNormProblem& p, const DeviceLimits& limits
       plan.accesses * waves(items, together, cluster, share_bytes, limits) * std::pow(kClusterStep, log2_of(cluster));
   const bool overlaps = plan.buffers == 2 || (cluster == 1 && together >= 2 * limits.multiprocessors);
   if (!overlaps) plan.cost *= kSingleBuffer;
-  plan.cost += kLaunch;
+  plan.cost += kLaunch + (cluster > 1 ? kCluster : 0.0);
   return plan;
 }
 

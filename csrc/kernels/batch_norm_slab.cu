@@ -56,8 +56,8 @@ cudaError_t query_device_limits(int device, DeviceLimits* limits) {
     config.grid = dim3(config.cluster);
     config.block = dim3(unsigned(limits->threads_per_block));
     config.shared_bytes = size_t(limits->shared_per_block);
-    if (max_resident_clusters(config, batch_norm_slab_train_kernel<float, false>, &limits->clusters[i]) !=
-        cudaSuccess) {
+    if (max_resident_clusters(config, batch_norm_slab_train_kernel<float, kVector<float>, false>,
+                              &limits->clusters[i]) != cudaSuccess) {
       cudaGetLastError();  // a size that the device does not know
       limits->clusters[i] = 0;
     }
@@ -70,8 +70,8 @@ cudaError_t launch_slab_train(const BatchNormPlan& plan, const T* x, T* y, const
                               const ChannelValues& weight, const ChannelValues& bias,
                               const ChannelStatistics& statistics, const RunningUpdate& running,
                               const Workspace& workspace, const Device& device) {
-  const auto kernel =
-      plan.channels_per_block > 1 ? batch_norm_slab_train_kernel<T, true> : batch_norm_slab_train_kernel<T, false>;
+  const auto kernel = plan.channels_per_block > 1 ? batch_norm_slab_train_kernel<T, kVector<T>, true>
+                                                  : batch_norm_slab_train_kernel<T, kVector<T>, false>;
   return launch(config_for(plan, device), kernel, x, y, division_for<T>(plan, shape), weight, bias, statistics, running,
                 workspace.tickets);
 }
@@ -80,8 +80,8 @@ template <class T>
 cudaError_t launch_slab_backward(const BatchNormPlan& plan, const T* dy, const T* x, T* dx, const BatchNormShape& shape,
                                  const ChannelValues& weight, const ChannelStatistics& statistics,
                                  const ChannelValues& dweight, const ChannelValues& dbias, const Device& device) {
-  const auto kernel = plan.channels_per_block > 1 ? batch_norm_slab_backward_kernel<T, true>
-                                                  : batch_norm_slab_backward_kernel<T, false>;
+  const auto kernel = plan.channels_per_block > 1 ? batch_norm_slab_backward_kernel<T, kVector<T>, true>
+                                                  : batch_norm_slab_backward_kernel<T, kVector<T>, false>;
   return launch(config_for(plan, device), kernel, dy, x, dx, division_for<T>(plan, shape), weight, statistics, dweight,
                 dbias);
 }

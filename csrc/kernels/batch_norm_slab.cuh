@@ -290,12 +290,11 @@ class SlabMoments {
   int boundary_, count_;
 };
 
-template <class T, bool kGrouped>
+template <class T, int V, bool kGrouped>
 __global__ void __launch_bounds__(kSlabThreads, 1)
     batch_norm_slab_train_kernel(const T* x, T* y, SlabDivision d, ChannelValues weight, ChannelValues bias,
                                  ChannelStatistics statistics, RunningUpdate running, unsigned* ticket) {
   using A = compute_t<T>;
-  constexpr int V = kVector<T>;
   using Access = Vector<T, V>;
   using Walk = SlabWalk<V, kGrouped>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
@@ -337,12 +336,11 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
 
 // ---- Backward ----
 
-template <class T, bool kGrouped>
+template <class T, int V, bool kGrouped>
 __global__ void __launch_bounds__(kSlabThreads, 1)
     batch_norm_slab_backward_kernel(const T* dy, const T* x, T* dx, SlabDivision d, ChannelValues weight,
                                     ChannelStatistics statistics, ChannelValues dweight, ChannelValues dbias) {
   using A = compute_t<T>;
-  constexpr int V = kVector<T>;
   using Access = Vector<T, V>;
   using Walk = SlabWalk<V, kGrouped>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
