@@ -137,16 +137,17 @@ def test_not_finite_values_stay_in_their_channel(device, layout, training, value
 
 
 @layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # float64 shows the order of the sums
 @pytest.mark.parametrize("shape", [(64, 40, 14, 14), (3, 4, 200, 333), (5000, 33), (4, 300, 30)], ids=str)
-def test_threads_do_not_matter(layout, shape):
+def test_threads_do_not_matter(layout, dtype, shape):
     """Bit for bit: how sums are divided depends on the shape alone."""
-    x, g = leaf(torch.randn(shape), "cpu", layout), torch.randn(shape)
-    weight, before = torch.randn(shape[1]).requires_grad_(), torch.get_num_threads()
+    x, g = leaf(torch.randn(shape, dtype=dtype), "cpu", layout), torch.randn(shape, dtype=dtype)
+    weight, before = torch.randn(shape[1], dtype=dtype).requires_grad_(), torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            running = torch.zeros(shape[1]), torch.ones(shape[1])
+            running = torch.zeros(shape[1], dtype=dtype), torch.ones(shape[1], dtype=dtype)
             y = F.batch_norm(x, *running, weight, None, True)
             results.append([y, *torch.autograd.grad(y, (x, weight), g), *running])
     finally:
