@@ -162,6 +162,17 @@ def test_changed_later(change):
     assert_same(one, other, SHAPES[2])
 
 
+def test_parametrised_weight():
+    """What stands in for a parameter or buffer is what counts."""
+    one, other = fastreg.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+    for module in (one, other):
+        torch.nn.utils.parametrize.register_parametrization(module, "weight", torch.nn.Softplus())
+        del module.running_var
+        module.running_var = torch.full((4,), 2.0)  # an attribute like any other
+    assert_same(one, other, SHAPES[2])
+    torch.testing.assert_close(one.running_var, other.running_var)
+
+
 def test_tracking_flipped_on_later():
     one, other = (kind(4, track_running_stats=False) for kind in (fastreg.nn.BatchNorm2d, torch.nn.BatchNorm2d))
     one.track_running_stats = other.track_running_stats = True

@@ -9,6 +9,16 @@ from fastreg.functional import _batch_norm as F
 from fastreg.nn.tracing import traced_call
 
 
+def _state(module):
+    """(weight, bias, running_mean, running_var) of a module, past the search through it that costs a quarter of a
+    small call."""
+    try:
+        parameters, buffers = module._parameters, module._buffers
+        return parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]
+    except KeyError:  # something stands in for one of them, such as a parametrisation
+        return module.weight, module.bias, module.running_mean, module.running_var
+
+
 def statistics_and_settings(module):
     """running_mean, running_var, num_batches_tracked, weight, bias, training, momentum and eps of a call of module.
 
@@ -16,7 +26,8 @@ def statistics_and_settings(module):
     tracked.
     """
     training, momentum = module.training, module.momentum
-    running_mean, running_var, count = module.running_mean, module.running_var, None
+    weight, bias, running_mean, running_var = _state(module)
+    count = None
     if not training:
         training = running_mean is None and running_var is None
     elif module.track_running_stats:
@@ -25,7 +36,7 @@ def statistics_and_settings(module):
         running_mean = running_var = None
     if momentum is None and count is None:
         momentum = 0.0  # as torch has it: an average over batches that nobody counts stays as it is
-    return running_mean, running_var, count, module.weight, module.bias, training, momentum, module.eps
+    return running_mean, running_var, count, weight, bias, training, momentum, module.eps
 
 
 def reset_parameters(module):
