@@ -254,6 +254,19 @@ class TestSass:
         loop = sass.main_loop(sass.parse("Function : f\n" + listing)["f"])
         assert [i.address for i in loop] == [0x10, 0x20]
 
+    def test_loop_left_by_a_call(self):
+        lines = [
+            "LDG.E.128 R4, [R2]",
+            "@P0 CALL.REL.NOINC 0x30",
+            "BRA 0x10",
+            "STG.E.128 [R2], R4",
+            "@P1 BRA 0x0",
+            "EXIT",
+        ]
+        listing = "".join(f"/*{16 * at:04x}*/ {line} ;\n" for at, line in enumerate(lines))
+        loop = sass.main_loop(sass.parse("Function : f\n" + listing)["f"])
+        assert [i.address for i in loop] == [0x00, 0x10, 0x30, 0x40]
+
     def test_widths(self):
         kernel = self.KERNELS["_Z1kv"]
         streams = {i.address: i.streams for i in kernel if i.name in sass.LOADS | sass.STORES}

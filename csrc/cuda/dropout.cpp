@@ -1,5 +1,5 @@
 // Dropout on CUDA devices.
-#include "../kernels/dropout.h"
+#include "../kernels/feature_dropout.h"
 
 #include "../dispatch.h"
 #include "../dropout_operators.h"
@@ -45,9 +45,14 @@ struct DropoutBackend {
       });
     }
 
-    void apply_features(const at::Tensor&, const at::Tensor&, const at::Tensor&, const FeatureMap&,
-                        const DropoutParameters&) const {
-      TORCH_CHECK_NOT_IMPLEMENTED(false, "feature_dropout: input must be on the CPU, got cuda");
+    void apply_features(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& y,
+                        const FeatureMap& features, const DropoutParameters& parameters) const {
+      dispatch_floating(x.scalar_type(), "feature_dropout", [&](auto tag) {
+        using T = decltype(tag);
+        const T* add = residual.defined() ? const_data<T>(residual) : nullptr;
+        check("feature_dropout", launch_feature_dropout(const_data<T>(x), add, data<T>(y), x.numel(), features,
+                                                        parameters, current_device()));
+      });
     }
 
    private:

@@ -5,23 +5,22 @@ namespace fastreg {
 
 namespace {
 
-Mapping mapping_of(const IndexMap& map, int64_t n) {
-  if (map.first % kBlockElements != 0) return Mapping::scatter;
-  if (n <= map.row) return Mapping::shift;
-  return map.row % kBlockElements == 0 && map.row_stride % kBlockElements == 0 ? Mapping::blocks : Mapping::scatter;
-}
+constexpr int64_t kWholeGroups = 2;  // blocks for each multiprocessor: with fewer, groups are divided into tiles
 
 template <class T, int V, Mapping kMapping>
-cudaError_t run(const T* x, T* y, int64_t n, const DropoutParameters& p, const Device& device) {
-  const int64_t per_block = int64_t(device.threads / kWarp) * kTile * kTilesInFlight<V>;
-  const int64_t wanted = (n + per_block - 1) / per_block;
-  const int64_t most = int64_t(device.multiprocessors) * (2048 / device.threads) * 4;
-  LaunchConfig config;
-  config.grid = dim3(unsigned(wanted < most ? wanted : most));
-  config.block = dim3(unsigned(device.threads));
-  config.stream = device.stream;
-  return launch(config, dropout_kernel<T, V, kMapping>, x, y, n, p.state, p.threshold,
-                rounded<compute_t<T>>(p.transform), p.map);
+cudaError_t run(const T* x, T* y, int64_t n, int64_t head, const DropoutParameters& p, const Device& device) {
+  constexpr int64_t kGroup = kTilesInFlight<V>;
+  const Span span = {head, head + n};
+  const int64_t tiles = (span.end + kTile - 1) / kTile;
+  const int64_t enough = device.multiprocessors * kWholeGroups * (device.threads / kWarp);
+  int64_t group_begin = 0, group_end = 0;
+  if (V > 1 && tiles >= enough * kGroup) {
+    group_begin = head > 0 ? 1 : 0;
+    group_end = span.end / (kTile * kGroup);
+  }
+  const int64_t pieces = group_end > group_begin ? group_end - group_begin : tiles;
+  return launch(config_for_warps(pieces, device), dropout_kernel<T, V, kMapping>, x - head, y - head, span, group_begin,
+                group_end, p.state, p.threshold, Transform<compute_t<T>>(p.transform), StreamMap(p.map));
 }
 
 }  // namespace
@@ -29,13 +28,11 @@ cudaError_t run(const T* x, T* y, int64_t n, const DropoutParameters& p, const D
 template <class T>
 cudaError_t launch_dropout(const T* x, T* y, int64_t n, const DropoutParameters& p, const Device& device) {
   if (n == 0) return cudaSuccess;
-  const Mapping mapping = mapping_of(p.map, n);
-  const bool wide = is_aligned(x) && is_aligned(y);
-  if (mapping == Mapping::shift)
-    return wide ? run<T, kVector<T>, Mapping::shift>(x, y, n, p, device)
-                : run<T, 1, Mapping::shift>(x, y, n, p, device);
-  if (mapping == Mapping::blocks && wide) return run<T, kVector<T>, Mapping::blocks>(x, y, n, p, device);
-  return run<T, 1, Mapping::scatter>(x, y, n, p, device);
+  const int64_t head = elements_past_boundary(x);
+  if (head != elements_past_boundary(y)) return run<T, 1, Mapping::any>(x, y, n, 0, p, device);
+  if (head == 0 && p.map.first % kBlockElements == 0 && n <= p.map.row)
+    return run<T, kVector<T>, Mapping::shift>(x, y, n, head, p, device);
+  return run<T, kVector<T>, Mapping::any>(x, y, n, head, p, device);
 }
 
 template cudaError_t launch_dropout(const float*, float*, int64_t, const DropoutParameters&, const Device&);

@@ -20,7 +20,7 @@ struct StateSource {
 using DropoutParameters = DropoutCall<StateSource>;
 
 // y = dropout(x), n elements, x == y allowed. Any alignment that T itself needs; fastest where both are 16-byte
-// aligned and the map takes multiples of 8 to multiples of 8. One launch.
+// aligned and the elements stand together in the stream from a multiple of 8 on. One launch.
 template <class T>
 cudaError_t launch_dropout(const T* x, T* y, int64_t n, const DropoutParameters& parameters, const Device& device);
 

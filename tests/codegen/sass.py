@@ -49,8 +49,10 @@ class Instruction:
 
     @cached_property
     def target(self):
-        """Where a branch goes, else None."""
-        return int(TARGET.search(self.operands)[1], 16) if self.name == "BRA" else None
+        """Where a branch goes, else None. A call of the next instruction but one is the way out of a loop (sm_80)."""
+        target = TARGET.search(self.operands) if self.name in {"BRA", "CALL"} else None
+        is_branch = target and (self.name == "BRA" or int(target[1], 16) == self.address + 0x20)
+        return int(target[1], 16) if is_branch else None
 
     @cached_property
     def falls_through(self):

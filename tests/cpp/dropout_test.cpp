@@ -104,13 +104,16 @@ struct Problem {
   IndexMap map;
   size_t offset = 0;  // of the pointers, in elements
   bool in_place = false;
+  size_t apart = 0;  // how much further y is off, in elements
+  DropTransform transform = {keep_scale(p), -0.0, 0.0};
+  int multiprocessors = testing::virtual_device().multiprocessors;
 };
 
 std::string describe(const char* type, const Problem& problem) {
   return std::string(type) + " n=" + std::to_string(problem.n) + " p=" + std::to_string(problem.p) + " map=(" +
          std::to_string(problem.map.first) + "," + std::to_string(problem.map.row) + "," +
          std::to_string(problem.map.row_stride) + ") offset=" + std::to_string(problem.offset) +
-         (problem.in_place ? " in place" : "");
+         " apart=" + std::to_string(problem.apart) + (problem.in_place ? " in place" : "");
 }
 
 // Every value of interest, and infinities and NaN, which must vanish where they are dropped.
@@ -125,26 +128,27 @@ template <class T>
 void check(const Problem& problem, const Schedule& schedule, int threads = 64) {
   const auto n = size_t(problem.n);
   const std::string what = describe(testing::type_name<T>(), problem) + " threads=" + std::to_string(threads);
-  Buffer<T> x(n, "x", problem.offset), y(n, "y", problem.offset);
+  Buffer<T> x(n, "x", problem.offset), y(n, "y", problem.offset + problem.apart);
   for (size_t i = 0; i < n; ++i) x[i] = input<T>(int64_t(i));
   T* out = problem.in_place ? x.data() : y.data();
   DropoutParameters parameters;
   parameters.state.seed = problem.state.seed;
   parameters.state.offset = problem.state.offset;
   parameters.threshold = drop_threshold(problem.p);
-  parameters.transform = {keep_scale(problem.p)};
+  parameters.transform = problem.transform;
   parameters.map = problem.map;
-  testing::run_clean(schedule, false, what, [&] {
-    return launch_dropout(x.data(), out, problem.n, parameters, testing::virtual_device(threads));
-  });
+  Device device = testing::virtual_device(threads);
+  device.multiprocessors = problem.multiprocessors;
+  testing::run_clean(schedule, false, what,
+                     [&] { return launch_dropout(x.data(), out, problem.n, parameters, device); });
   using A = compute_t<T>;
-  const A scale = problem.p < 1.0 ? A(1.0 / (1.0 - problem.p)) : A(0);
+  const A scale = A(problem.transform.scale), shift = A(problem.transform.shift), fill = A(problem.transform.fill);
   for (size_t i = 0; i < n; ++i) {
     const int64_t j = int64_t(i);
     const uint64_t element =
         uint64_t(problem.map.first + j / problem.map.row * problem.map.row_stride + j % problem.map.row);
     const bool kept = reference_kept(element, problem.p, problem.state.seed, problem.state.offset);
-    const T expected = kept ? from_compute<T>(to_compute(input<T>(j)) * scale) : from_compute<T>(A(0));
+    const T expected = from_compute<T>(kept ? std::fma(to_compute(input<T>(j)), scale, shift) : fill);
     const bool right = testing::same_bits(out[i], expected) ||
                        (std::isnan(testing::to_double(out[i])) && std::isnan(testing::to_double(expected)));
     if (!expect(right, what + ": element " + std::to_string(i) + " is " + std::to_string(testing::to_double(out[i])) +
@@ -166,10 +170,58 @@ const testing::Test sizes("dropout kernel: sizes, types, alignment", [] {
       // Around the vector, the warp's tile of 256, tiles in flight, and the grid; remainders 3 and 7 of 8.
       for (const int64_t n : {1, 7, 8, 9, 31, 33, 255, 256, 257, 515, 1023, 2048 + 11, 5000}) {
         check<T>({n, 0.3, kState, identity(n)}, schedule);
+        // Both off a 16-byte boundary by one element; by different numbers of elements.
         check<T>({n, 0.3, kState, identity(n), 1}, schedule);
+        check<T>({n, 0.3, kState, identity(n), 1, false, 1}, schedule);
       }
     });
   }
+});
+
+// Groups of tiles need a tensor that fills the device: a device of one multiprocessor.
+const testing::Test groups("dropout kernel: groups of tiles", [] {
+  for (const Schedule& schedule : testing::kernel_schedules()) {
+    testing::for_each_type([&](auto type) {
+      using T = decltype(type);
+      const int64_t n = 4 * 1024 + 1024 + 256 + 13;
+      for (const size_t offset : {size_t(0), 16 / sizeof(T) - 1}) {
+        Problem problem = {n, 0.3, kState, identity(n), offset};
+        problem.multiprocessors = 1;
+        check<T>(problem, schedule);
+        problem.map = {5, 1000, 1024};
+        problem.in_place = true;
+        check<T>(problem, schedule);
+      }
+    });
+  }
+});
+
+// What alpha dropout, and the original form of dropout, ask for. One rounding, and no filling from a kept element.
+const testing::Test transforms("dropout kernel: transforms", [] {
+  for (const Schedule& schedule : testing::kernel_schedules()) {
+    testing::for_each_type([&](auto type) {
+      using T = decltype(type);
+      for (const DropTransform& transform : {DropTransform{0.8864, 0.1945, -1.3633}, DropTransform{1.0, -0.0, 0.0},
+                                             DropTransform{1.0 / 3.0, 1e-3, std::nan("")}}) {
+        for (const size_t offset : {0, 1})
+          check<T>({1500, 0.2, kState, identity(1500), offset, false, 0, transform}, schedule);
+      }
+    });
+  }
+});
+
+// Signed zeros come through the default transform.
+const testing::Test zeros("dropout kernel: zeros keep their signs", [] {
+  const int64_t n = 64;
+  Buffer<float> x(std::vector<float>(size_t(n), -0.0f), "x"), y(size_t(n), "y");
+  DropoutParameters parameters;
+  parameters.threshold = drop_threshold(0.25);
+  parameters.transform.scale = keep_scale(0.25);
+  parameters.map = identity(n);
+  testing::run_clean({}, false, "zeros",
+                     [&] { return launch_dropout(x.data(), y.data(), n, parameters, testing::virtual_device()); });
+  for (int64_t i = 0; i < n; ++i)
+    expect_equal(std::signbit(y[size_t(i)]), reference_kept(uint64_t(i), 0.25, 0, 0), "sign " + std::to_string(i));
 });
 
 const testing::Test maps("dropout kernel: index maps", [] {
@@ -208,7 +260,7 @@ const testing::Test states("dropout kernel: state in memory", [] {
   parameters.state.offset_pointer = offset.data();
   parameters.state.used = used.data();
   parameters.threshold = drop_threshold(0.5);
-  parameters.transform = {keep_scale(0.5)};
+  parameters.transform.scale = keep_scale(0.5);
   parameters.map = identity(n);
   testing::run_clean({}, false, "state in memory",
                      [&] { return launch_dropout(x.data(), y.data(), n, parameters, testing::virtual_device()); });
@@ -226,27 +278,40 @@ const testing::Test nothing("dropout kernel: no elements, no launch", [] {
   expect(result.counts.empty(), "a kernel was launched");
 });
 
+// Accesses to both tensors off a 16-byte boundary by `offset` elements, and what is moved.
+template <class T>
+void check_traffic(int64_t n, size_t offset, uint64_t narrow, const std::string& what) {
+  Buffer<T> x(size_t(n), "x", offset), y(size_t(n), "y", offset);
+  for (int64_t i = 0; i < n; ++i) x[size_t(i)] = input<T>(i);
+  DropoutParameters parameters;
+  parameters.threshold = drop_threshold(0.5);
+  parameters.transform.scale = keep_scale(0.5);
+  parameters.map = identity(n);
+  Device device = testing::virtual_device();
+  device.multiprocessors = 1;
+  const auto result =
+      testing::run_clean({}, true, what, [&] { return launch_dropout(x.data(), y.data(), n, parameters, device); });
+  const host_executor::Counts counts = result.counts_of("dropout_kernel");
+  expect_equal(counts.launches, 1u, what + ": launches");
+  for (const host_executor::Traffic& side : {counts.load, counts.store}) {
+    expect_equal(side.bytes, uint64_t(n) * sizeof(T), what + ": bytes");
+    expect_equal(side.accesses, narrow + (uint64_t(n) - narrow) * sizeof(T) / 16, what + ": accesses of 16 bytes");
+    // A lane with narrow accesses counts twice as a request of its own: for them, and for those that it left out.
+    const uint64_t sectors = (uint64_t(n) * sizeof(T) + offset * sizeof(T) + 31) / 32;
+    expect(side.sectors <= sectors + 2 * narrow,
+           what + ": sectors are used whole, got " + std::to_string(side.sectors) + " for " + std::to_string(sectors));
+  }
+}
+
 const testing::Test traffic("dropout kernel: moves what its header promises", [] {
   testing::for_each_type([&](auto type) {
     using T = decltype(type);
-    const int64_t n = 8192;
-    Buffer<T> x(size_t(n), "x"), y(size_t(n), "y");
-    for (int64_t i = 0; i < n; ++i) x[size_t(i)] = input<T>(i);
-    DropoutParameters parameters;
-    parameters.threshold = drop_threshold(0.5);
-    parameters.transform = {keep_scale(0.5)};
-    parameters.map = identity(n);
-    const auto result = testing::run_clean({}, true, "traffic", [&] {
-      return launch_dropout(x.data(), y.data(), n, parameters, testing::virtual_device());
-    });
-    const host_executor::Counts counts = result.counts_of("dropout_kernel");
     const std::string name = testing::type_name<T>();
-    expect_equal(counts.launches, 1u, name + " launches");
-    for (const host_executor::Traffic& side : {counts.load, counts.store}) {
-      expect_equal(side.bytes, uint64_t(n) * sizeof(T), name + " bytes");
-      expect_equal(side.accesses, uint64_t(n) * sizeof(T) / 16, name + " accesses are 16 bytes each");
-      expect_equal(side.sectors, uint64_t(n) * sizeof(T) / 32, name + " sectors are used whole");
-    }
+    const uint64_t width = 16 / sizeof(T);
+    check_traffic<T>(8192, 0, 0, name);
+    check_traffic<T>(512, 0, 0, name + " small");
+    // Shared misalignment costs the two accesses that the ends cut, and nothing else.
+    check_traffic<T>(8192, 1, width, name + " off by one element");
   });
 });
 

@@ -2,3 +2,4 @@
 #include "kernels/batch_norm_slab.cu"
 #include "kernels/batch_norm_streamed.cu"
 #include "kernels/dropout.cu"
+#include "kernels/feature_dropout.cu"
