@@ -20,7 +20,12 @@ dropped, normalized = [], []
 for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
     x = (torch.randint(-999, 1000, (3, 37, 9, 11)) / 256).to(dtype)  # randn depends on the instruction set
     for index_map in (None, [64, x.numel(), 0], [3, x.numel(), 0], [8, 24, 64], [5, 7, 13]):
-        dropped.append(torch.ops.fastreg.dropout(x, 0.3, state, None, index_map))
+        for transform in (None, (1.1, 0.3, -0.7)):
+            dropped.append(torch.ops.fastreg.dropout(x, 0.3, state, None, index_map, transform))
+            for layout in (torch.contiguous_format, torch.channels_last):
+                features = x.to(memory_format=layout), 2, 0.3, state, index_map, transform
+                dropped.append(torch.ops.fastreg.feature_dropout(*features))
+                dropped.append(torch.ops.fastreg.feature_dropout(*features, x.flip(0)))
     for layout in (torch.contiguous_format, torch.channels_last):
         leaf = x.to(memory_format=layout, copy=True).requires_grad_()
         y = fastreg.functional.batch_norm(leaf, None, None, training=True)
