@@ -3,12 +3,26 @@
 fastreg.nn          modules, in place of torch.nn's
 fastreg.functional  functions, in place of torch.nn.functional's
 fastreg.reference   the same in plain PyTorch
+
+draw_rng_state, record_rng_states, replay_rng_states, dropout_mask: the random states of dropout, and their masks
 """
 
 from fastreg import functional, nn, reference
 from fastreg._extension import build_info
 from fastreg.explanation import explain
+from fastreg.functional import dropout_mask
+from fastreg.rng_states import draw_rng_state, record_rng_states, replay_rng_states
 
 __version__ = "0.1.0"
 
-__all__ = ["build_info", "explain", "functional", "nn", "reference"]
+__all__ = [
+    "build_info",
+    "draw_rng_state",
+    "dropout_mask",
+    "explain",
+    "functional",
+    "nn",
+    "record_rng_states",
+    "reference",
+    "replay_rng_states",
+]

@@ -7,9 +7,8 @@ import torch
 from common import DEVICES, DTYPES, LAYOUTS, channels_last, contiguous, expanded, in_layout, sliced, transposed
 from known_answers import MASKS, NUMEL, assert_mask, rng_state
 
+from fastreg import _routing, reference
 from fastreg import functional as F
-from fastreg import reference
-from fastreg.functional import _routing
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from known_answers import rng_state
 
+from fastreg import _routing
 from fastreg import functional as F
-from fastreg.functional import _routing
 
 
 def leaf():

@@ -6,7 +6,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from fastreg import ops
-from fastreg.functional._routing import has_operators, is_ours
+from fastreg._routing import has_operators, is_ours
 
 
 def batch_norm(
@@ -71,7 +71,7 @@ def batch_norm(
 def takes_batch_norm(input: Tensor) -> bool:
     """Whether fastreg's operators compute the batch norm of input; else torch's do. Neither takes integers."""
     if is_ours(input):
-        return has_operators(input)
+        return has_operators(input.device)
     if isinstance(input, Tensor) and not (input.dtype.is_floating_point or input.dtype.is_complex):
         raise NotImplementedError(f"batch_norm: input must be floating point, got {input.dtype}")
     return False

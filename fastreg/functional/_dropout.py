@@ -1,15 +1,15 @@
-"""Dropout."""
+"""Dropout of elements and of features."""
 
-import torch
+import warnings
+
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
-from torch.fx import Proxy
-from torch.overrides import handle_torch_function
 
-from fastreg import ops, reference
-from fastreg._extension import disabled
-from fastreg.functional._routing import has_operators, is_ours
+from fastreg._routing import is_ours
+from fastreg.functional._dropout_calls import bad_p, drop, of_others, scaled, unscaled
+
+# -scale * alpha of SELU, the value that it saturates at: Klambauer et al. 2017, equation (2).
+_ALPHA = 1.7580993408473766
 
 
 def dropout(
@@ -18,6 +18,7 @@ def dropout(
     training: bool = True,
     inplace: bool = False,
     *,
+    scaling: str = "train",
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """Zero each element with probability p and multiply the others by 1 / (1 - p), in training.
@@ -31,69 +32,250 @@ def dropout(
         p (float): probability of an element to be zeroed, in [0, 1], exact to 2**-32. Default: 0.5.
         training (bool): apply dropout. Default: True.
         inplace (bool): modify and return input. Default: False.
+        scaling (str): "train": multiply by 1 / (1 - p) in training; "test", the paper's own form: multiply by 1 - p
+            where training is False, and in training not at all. Default: "train".
         rng_state (Tensor, optional): int64[2], (seed, offset) of the random stream, on the input's device or the CPU.
             The mask is a function of it, the same on every device and in every dtype; explicit offsets must differ
-            by 8. Default: drawn from the device's generator, which ``torch.manual_seed`` seeds.
+            by 8. Default: drawn from the device's generator, which ``torch.manual_seed`` seeds, as
+            :func:`fastreg.draw_rng_state` does.
 
     Returns:
         Tensor: like input; input itself where training is False, p is 0 or there are no elements.
 
     Raises:
-        ValueError: p is not in [0, 1], or rng_state not of shape [2].
+        ValueError: p is not in [0, 1], scaling is unknown, or rng_state not of shape [2].
         TypeError: rng_state is not an int64 tensor.
         RuntimeError: input is not floating point, rng_state is on another device, or autograd forbids to modify input.
     """
     if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout: p must lie in [0, 1], got {p}")
+        raise bad_p("dropout", p)
     if not is_ours(input):
-        return _dropout_of_others(input, p, training, inplace, rng_state)
+        return of_others(dropout, F.dropout, input, p, training, inplace, scaling, rng_state)
+    transform = None if scaling == "train" else unscaled("dropout", scaling)
+    if not training:
+        return input if transform is None else scaled(input, p, inplace)
+    if p == 0.0:
+        return input
+    return drop("dropout", input, p, inplace, rng_state, None, transform)
+
+
+def alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Set each element with probability p to the value that SELU saturates at, and keep mean 0 and variance 1.
+
+    With alpha = 1.7580993408473766 and a = ((1 - p) * (1 + p * alpha**2)) ** -0.5, kept elements become
+    a * (x + alpha * p), rounded once, and dropped ones a * (-alpha + alpha * p); with p = 1 all become 0.
+
+    Source: Klambauer et al., "Self-normalizing neural networks", NeurIPS 2017.
+
+    Args:
+        input (Tensor): any shape; float32, float64, float16 or bfloat16 where something is dropped.
+        p (float): probability of an element to be dropped, in [0, 1]. Default: 0.5.
+        training (bool): apply dropout. Default: False, as in torch.
+        inplace (bool): modify and return input. Default: False.
+        rng_state (Tensor, optional): as in :func:`dropout`.
+
+    Returns:
+        Tensor: like input; input itself where training is False, p is 0 or there are no elements.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`dropout`.
+    """
+    if not 0.0 <= p <= 1.0:
+        raise bad_p("alpha_dropout", p)
+    if not is_ours(input):
+        return of_others(alpha_dropout, F.alpha_dropout, input, p, training, inplace, None, rng_state)
     if not training or p == 0.0:
         return input
-    if not has_operators(input):
-        return _dropout_composed(input, p, inplace, rng_state)
-    if is_compiling():
-        return _dropout_traced(input, p, inplace, rng_state)
-    if input.numel() == 0:
-        return input
-    if inplace:
-        ops.dropout.apply_(input, p, rng_state)
-        return input
-    return ops.dropout.apply(input, p, rng_state)
+    return drop("alpha_dropout", input, p, inplace, rng_state, None, _alpha_transform(p))
 
 
-def _dropout_traced(input, p, inplace, rng_state):
-    """Dropout for a compiler: a pure operator on a state that a torch operator draws (on any device a seed of 64
-    bits, offset 0), with the memory order that eager code would see."""
-    if rng_state is None:
-        rng_state = reference.dropout.draw_state(input.device)
-    strides = torch.empty_like(input).stride()
-    output = torch.ops.fastreg.dropout(input, p, rng_state, strides)
-    return input.copy_(output) if inplace else output
+def feature_alpha_dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """:func:`alpha_dropout` of whole feature maps input[n, c].
 
+    Args:
+        input (Tensor[N, C, ...]): float32, float64, float16 or bfloat16 where something is dropped.
+        p (float): probability of a feature map to be dropped, in [0, 1]. Default: 0.5.
+        training (bool): apply dropout. Default: False, as in torch.
+        inplace (bool): modify and return input. Default: False.
+        rng_state (Tensor, optional): as in :func:`dropout`. Its stream numbers the feature maps n * C + c.
 
-def _dropout_composed(input, p, inplace, rng_state):
-    if rng_state is None:
-        rng_state = reference.dropout.draw_state(input.device)
-    else:
-        reference.dropout.check_rng_state(rng_state, input)
-    output = reference.dropout.dropout(input, p, rng_state)
-    return input.copy_(output) if inplace else output
+    Returns:
+        Tensor: like input; input itself where training is False, p is 0 or there are no elements.
 
-
-def _dropout_of_others(input, p, training, inplace, rng_state):
-    if isinstance(input, Proxy):
-        return handle_torch_function(
-            dropout, (input,), input, p=p, training=training, inplace=inplace, rng_state=rng_state
-        )
-    if not isinstance(input, Tensor) or disabled():
-        return F.dropout(input, p, training, inplace)
+    Raises:
+        ValueError, TypeError: as :func:`dropout`.
+        RuntimeError: as :func:`dropout`, or input has less than two dimensions.
+    """
+    name = "feature_alpha_dropout"
+    if not 0.0 <= p <= 1.0:
+        raise bad_p(name, p)
+    if not is_ours(input):
+        return of_others(feature_alpha_dropout, F.feature_alpha_dropout, input, p, training, inplace, None, rng_state)
     if not training or p == 0.0:
         return input
-    if rng_state is not None:
-        raise NotImplementedError(
-            f"dropout: rng_state must be None for input that torch's own dropout takes, got {type(input).__name__} of "
-            f"{input.dtype} on {input.device}"
+    return drop(name, input, p, inplace, rng_state, 2, _alpha_transform(p))
+
+
+def dropout1d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    scaling: str = "train",
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Zero each channel, a sequence input[n, c], with probability p, and multiply the others by 1 / (1 - p).
+
+    Source: Tompson et al., "Efficient object localization using convolutional networks", CVPR 2015.
+
+    Args:
+        input (Tensor[N, C, L] or Tensor[C, L]): float32, float64, float16 or bfloat16 where something is dropped.
+        p (float): probability of a channel to be zeroed, in [0, 1]. Default: 0.5.
+        training (bool): apply dropout. Default: True.
+        inplace (bool): modify and return input. Default: False.
+        scaling (str): "train" or "test", as in :func:`dropout`. Default: "train".
+        rng_state (Tensor, optional): as in :func:`dropout`. Its stream numbers the channels n * C + c.
+
+    Returns:
+        Tensor: like input; input itself where training is False, p is 0 or there are no elements.
+
+    Raises:
+        ValueError, TypeError: as :func:`dropout`.
+        RuntimeError: as :func:`dropout`, or input has neither two nor three dimensions.
+    """
+    if not 0.0 <= p <= 1.0:
+        raise bad_p("dropout1d", p)
+    if not is_ours(input):
+        return of_others(dropout1d, F.dropout1d, input, p, training, inplace, scaling, rng_state)
+    if input.dim() not in (2, 3):
+        raise RuntimeError(
+            f"dropout1d: input must have 2 or 3 dimensions, (N, C, L) or (C, L), got {input.dim()}: "
+            "dropout has elements of any shape"
         )
-    if input.dtype.is_floating_point or input.dtype.is_complex or p == 1.0 or input.numel() == 0:
-        return F.dropout(input, p, training, inplace)
-    raise RuntimeError(f"dropout: input must be floating point where elements are dropped, got {input.dtype}")
+    return _drop_channels("dropout1d", input, p, training, inplace, scaling, rng_state, input.dim() - 1)
+
+
+def dropout2d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    scaling: str = "train",
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Zero each channel, an image input[n, c], with probability p, and multiply the others by 1 / (1 - p).
+
+    As in torch, three dimensions are taken for (N, C, L), with a warning, and other numbers but four are deprecated.
+
+    Source: Tompson et al., "Efficient object localization using convolutional networks", CVPR 2015.
+
+    Args:
+        input (Tensor[N, C, H, W]): float32, float64, float16 or bfloat16 where something is dropped.
+        p (float): probability of a channel to be zeroed, in [0, 1]. Default: 0.5.
+        training (bool): apply dropout. Default: True.
+        inplace (bool): modify and return input. Default: False.
+        scaling (str): "train" or "test", as in :func:`dropout`. Default: "train".
+        rng_state (Tensor, optional): as in :func:`dropout`. Its stream numbers the channels n * C + c.
+
+    Returns:
+        Tensor: like input; input itself where training is False, p is 0 or there are no elements.
+
+    Raises:
+        ValueError, TypeError: as :func:`dropout`.
+        RuntimeError: as :func:`dropout`, or input has less than two dimensions.
+    """
+    if not 0.0 <= p <= 1.0:
+        raise bad_p("dropout2d", p)
+    if not is_ours(input):
+        return of_others(dropout2d, F.dropout2d, input, p, training, inplace, scaling, rng_state)
+    if input.dim() == 3:
+        _warn(
+            "dropout2d: a 3-D input is taken for (N, C, L), and each of its sequences for a channel; a later release "
+            "will take it for (C, H, W), as torch announces for its own. dropout1d is for (N, C, L)."
+        )
+    elif input.dim() != 4:
+        _warn(
+            f"dropout2d: input should have 4 dimensions, got {input.dim()}, which is deprecated and will be an error "
+            "in a later release. dropout has elements of any shape."
+        )
+    return _drop_channels("dropout2d", input, p, training, inplace, scaling, rng_state, 2)
+
+
+def dropout3d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    scaling: str = "train",
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Zero each channel, a volume input[n, c], with probability p, and multiply the others by 1 / (1 - p).
+
+    As in torch, other numbers of dimensions than four and five are deprecated, and lack the dimension of samples.
+
+    Source: Tompson et al., "Efficient object localization using convolutional networks", CVPR 2015.
+
+    Args:
+        input (Tensor[N, C, D, H, W] or Tensor[C, D, H, W]): float32, float64, float16 or bfloat16 where something is
+            dropped.
+        p (float): probability of a channel to be zeroed, in [0, 1]. Default: 0.5.
+        training (bool): apply dropout. Default: True.
+        inplace (bool): modify and return input. Default: False.
+        scaling (str): "train" or "test", as in :func:`dropout`. Default: "train".
+        rng_state (Tensor, optional): as in :func:`dropout`. Its stream numbers the channels n * C + c.
+
+    Returns:
+        Tensor: like input; input itself where training is False, p is 0 or there are no elements.
+
+    Raises:
+        ValueError, TypeError: as :func:`dropout`.
+        RuntimeError: as :func:`dropout`, or input has no dimension.
+    """
+    if not 0.0 <= p <= 1.0:
+        raise bad_p("dropout3d", p)
+    if not is_ours(input):
+        return of_others(dropout3d, F.dropout3d, input, p, training, inplace, scaling, rng_state)
+    if input.dim() not in (4, 5):
+        _warn(
+            f"dropout3d: input should have 4 or 5 dimensions, got {input.dim()}, which is deprecated and will be an "
+            "error in a later release. dropout has elements of any shape."
+        )
+    dims = 2 if input.dim() == 5 else 1
+    return _drop_channels("dropout3d", input, p, training, inplace, scaling, rng_state, dims)
+
+
+def _alpha_transform(p):
+    if p == 1.0:
+        return None  # zeros
+    a = ((_ALPHA**2 * p + 1.0) * (1.0 - p)) ** -0.5
+    return (a, a * _ALPHA * p, a * _ALPHA * (p - 1.0))
+
+
+def _drop_channels(name, input, p, training, inplace, scaling, rng_state, dims):
+    transform = None if scaling == "train" else unscaled(name, scaling)
+    if not training:
+        return input if transform is None else scaled(input, p, inplace)
+    if p == 0.0:
+        return input
+    return drop(name, input, p, inplace, rng_state, dims, transform)
+
+
+def _warn(message):
+    warnings.warn(message, stacklevel=3)

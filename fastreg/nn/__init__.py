@@ -8,11 +8,21 @@ from fastreg.nn.batch_norm import (
     LazyBatchNorm2d,
     LazyBatchNorm3d,
 )
-from fastreg.nn.dropout import Dropout
+from fastreg.nn.dropout import (
+    AlphaDropout,
+    DropConnectLinear,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    DropPath,
+    FeatureAlphaDropout,
+)
 from fastreg.nn.fused import ActDropout, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, BiasActDropoutAdd
 
 __all__ = [
     "ActDropout",
+    "AlphaDropout",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -20,7 +30,13 @@ __all__ = [
     "BatchNormAct2d",
     "BatchNormAct3d",
     "BiasActDropoutAdd",
+    "DropConnectLinear",
+    "DropPath",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",

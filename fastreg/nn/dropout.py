@@ -7,13 +7,132 @@ from fastreg import functional as F
 from fastreg.nn.tracing import traced_call
 
 
-class Dropout(torch.nn.Dropout):
+class _Dropout(torch.nn.modules.dropout._DropoutNd):
+    """What all of fastreg's dropouts do differently from torch's."""
+
+    _function = None  # of fastreg.functional
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"{type(self).__name__}: p must lie in [0, 1], got {p}")
+        super().__init__(p, inplace)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (node := traced_call(self, input)) is not None:
+            return node
+        return self._function(input, self.p, self.training, self.inplace)
+
+
+class _ScaledDropout(_Dropout):
+    """Dropout that can scale in evaluation instead of training."""
+
+    scaling = "train"  # of modules that were made without
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, scaling: str = "train") -> None:
+        if scaling not in ("train", "test"):
+            raise ValueError(f"{type(self).__name__}: scaling must be 'train' or 'test', got {scaling!r}")
+        super().__init__(p, inplace)
+        if scaling != "train":
+            self.scaling = scaling
+
+    def forward(self, input: Tensor) -> Tensor:
+        if (node := traced_call(self, input)) is not None:
+            return node
+        return self._function(input, self.p, self.training, self.inplace, scaling=self.scaling)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.scaling == "train" else f", scaling={self.scaling!r}")
+
+
+class Dropout(_ScaledDropout, torch.nn.Dropout):
     """Zeroes each element with probability p in training, and scales the others by 1 / (1 - p).
 
     In place of :class:`torch.nn.Dropout`; see :func:`fastreg.functional.dropout`.
 
     Args:
         p (float): probability of an element to be zeroed. Default: 0.5.
+        inplace (bool): modify the input. Default: False.
+        scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+
+    Shape:
+        - input and output: any.
+
+    Raises:
+        ValueError: p is not in [0, 1], or scaling is unknown.
+    """
+
+    _function = staticmethod(F.dropout)
+
+
+class Dropout1d(_ScaledDropout, torch.nn.Dropout1d):
+    """Zeroes each channel with probability p in training, and scales the others by 1 / (1 - p).
+
+    In place of :class:`torch.nn.Dropout1d`; see :func:`fastreg.functional.dropout1d`.
+
+    Args:
+        p (float): probability of a channel to be zeroed. Default: 0.5.
+        inplace (bool): modify the input. Default: False.
+        scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+
+    Shape:
+        - input and output: [N, C, L] or [C, L].
+
+    Raises:
+        ValueError: p is not in [0, 1], or scaling is unknown.
+        RuntimeError: the input has another number of dimensions.
+    """
+
+    _function = staticmethod(F.dropout1d)
+
+
+class Dropout2d(_ScaledDropout, torch.nn.Dropout2d):
+    """Zeroes each channel with probability p in training, and scales the others by 1 / (1 - p).
+
+    In place of :class:`torch.nn.Dropout2d`; see :func:`fastreg.functional.dropout2d`.
+
+    Args:
+        p (float): probability of a channel to be zeroed. Default: 0.5.
+        inplace (bool): modify the input. Default: False.
+        scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+
+    Shape:
+        - input and output: [N, C, H, W]; with a warning, and as torch treats them, others of two dimensions or more.
+
+    Raises:
+        ValueError: p is not in [0, 1], or scaling is unknown.
+    """
+
+    _function = staticmethod(F.dropout2d)
+
+
+class Dropout3d(_ScaledDropout, torch.nn.Dropout3d):
+    """Zeroes each channel with probability p in training, and scales the others by 1 / (1 - p).
+
+    In place of :class:`torch.nn.Dropout3d`; see :func:`fastreg.functional.dropout3d`.
+
+    Args:
+        p (float): probability of a channel to be zeroed. Default: 0.5.
+        inplace (bool): modify the input. Default: False.
+        scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+
+    Shape:
+        - input and output: [N, C, D, H, W] or [C, D, H, W]; with a warning, and as torch treats them, others.
+
+    Raises:
+        ValueError: p is not in [0, 1], or scaling is unknown.
+    """
+
+    _function = staticmethod(F.dropout3d)
+
+
+class AlphaDropout(_Dropout, torch.nn.AlphaDropout):
+    """Sets elements to SELU's saturation value with probability p in training, and keeps mean 0 and variance 1.
+
+    In place of :class:`torch.nn.AlphaDropout`, but inplace works: torch's ignores it. See
+    :func:`fastreg.functional.alpha_dropout`.
+
+    Args:
+        p (float): probability of an element to be dropped. Default: 0.5.
         inplace (bool): modify the input. Default: False.
 
     Shape:
@@ -23,12 +142,89 @@ class Dropout(torch.nn.Dropout):
         ValueError: p is not in [0, 1].
     """
 
-    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+    _function = staticmethod(F.alpha_dropout)
+
+
+class FeatureAlphaDropout(_Dropout, torch.nn.FeatureAlphaDropout):
+    """:class:`AlphaDropout` of whole channels.
+
+    In place of :class:`torch.nn.FeatureAlphaDropout`, but inplace works: torch's ignores it. See
+    :func:`fastreg.functional.feature_alpha_dropout`.
+
+    Args:
+        p (float): probability of a channel to be dropped. Default: 0.5.
+        inplace (bool): modify the input. Default: False.
+
+    Shape:
+        - input and output: [N, C, ...].
+
+    Raises:
+        ValueError: p is not in [0, 1].
+    """
+
+    _function = staticmethod(F.feature_alpha_dropout)
+
+
+class DropPath(_ScaledDropout):
+    """Stochastic depth: zeroes each sample with probability p in training, and scales the others by 1 / (1 - p).
+
+    ``forward(input, residual=None)`` returns residual + the result in one pass: ``x = drop_path(block(x), x)`` for
+    ``x = x + drop_path(block(x))``. See :func:`fastreg.functional.drop_path`.
+
+    Args:
+        p (float): probability of a sample to be zeroed. Default: 0.5.
+        inplace (bool): modify the input; then without a residual. Default: False.
+        scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+
+    Shape:
+        - input, residual and output: [N, ...].
+
+    Raises:
+        ValueError: p is not in [0, 1], or scaling is unknown.
+    """
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        inputs = (input,) if residual is None else (input, residual)
+        if (node := traced_call(self, *inputs)) is not None:
+            return node
+        return F.drop_path(input, self.p, self.training, self.inplace, residual=residual, scaling=self.scaling)
+
+
+class DropConnectLinear(torch.nn.Linear):
+    """A linear layer that zeroes each weight with probability p in training, and scales the others by 1 / (1 - p).
+
+    One mask per call for all samples, and none for the bias; evaluation uses the weights as they are. (Wan et al. draw
+    a mask per sample, also for the bias, and sample the output in evaluation.) Parameters and state_dict are those of
+    :class:`torch.nn.Linear`.
+
+    Source: Wan et al., "Regularization of neural networks using DropConnect", ICML 2013.
+
+    Args:
+        in_features (int): size of each input sample.
+        out_features (int): size of each output sample.
+        bias (bool): learn a bias. Default: True.
+        device, dtype: of the parameters. Default: torch's defaults.
+        p (float): probability of a weight to be zeroed. Default: 0.5.
+
+    Shape:
+        - input: [..., in_features]; output: [..., out_features].
+
+    Raises:
+        ValueError: p is not in [0, 1].
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, *, p: float = 0.5
+    ) -> None:
         if not 0.0 <= p <= 1.0:
-            raise ValueError(f"Dropout: p must lie in [0, 1], got {p}")
-        super().__init__(p, inplace)
+            raise ValueError(f"DropConnectLinear: p must lie in [0, 1], got {p}")
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.p = p
 
     def forward(self, input: Tensor) -> Tensor:
         if (node := traced_call(self, input)) is not None:
             return node
-        return F.dropout(input, self.p, self.training, self.inplace)
+        return torch.nn.functional.linear(input, F.dropout(self.weight, self.p, self.training), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, p={self.p}"

@@ -78,7 +78,35 @@ def keep_mask(numel, p, rng_state, index_map=None):
     return draw >= threshold
 
 
-def dropout(input, p, rng_state, strides=None, index_map=None):
+def transformed(input, keep, p, transform=None, residual=None):
+    """keep ? input * scale + shift : fill, in the compute type, rounded once.
+
+    Args:
+        input (Tensor): floating point.
+        keep (Tensor): bool, of a shape that broadcasts to input's.
+        p (float): probability that an element is dropped.
+        transform: (scale, shift, fill). Default: (1 / (1 - p), -0.0, 0.0); a sum with -0.0 changes nothing.
+        residual (Tensor, optional): of input's shape and dtype, in place of shift and fill.
+    """
+    scale, shift, fill = transform or (1.0 / (1.0 - p) if p < 1.0 else 0.0, -0.0, 0.0)
+    compute_dtype = torch.promote_types(input.dtype, torch.float32)
+
+    def constant(value):
+        return torch.tensor(value, dtype=compute_dtype, device=input.device)
+
+    if residual is not None:
+        shift = fill = residual
+    else:
+        fill = constant(fill).to(input.dtype)
+        shift = constant(shift) if shift else None
+    if shift is None:
+        kept = input.to(compute_dtype) * scale
+    else:  # the product of two float32 numbers is exact in float64
+        kept = (input.double() * constant(scale).double() + shift.double()).to(compute_dtype)
+    return torch.where(keep, kept.to(input.dtype), fill)
+
+
+def dropout(input, p, rng_state, strides=None, index_map=None, transform=None):
     """Dropout as a function of rng_state: the definition of ``torch.ops.fastreg.dropout``.
 
     Args:
@@ -87,16 +115,28 @@ def dropout(input, p, rng_state, strides=None, index_map=None):
         rng_state (Tensor): int64[2], on the input's device or the CPU.
         strides: the dense strides in whose memory order elements are numbered. Default: those of empty_like(input).
         index_map: as in :func:`keep_mask`.
+        transform: as in :func:`transformed`.
 
     Returns:
         Tensor: kept elements times 1 / (1 - p), rounded once; dropped ones 0, also where the input is not finite.
     """
     strides = torch.empty_like(input).stride() if strides is None else strides
     keep = keep_mask(input.numel(), p, rng_state.to(input.device), index_map).as_strided(input.shape, strides)
-    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
-    compute_dtype = torch.promote_types(input.dtype, torch.float32)
-    scaled = (input.to(compute_dtype) * scale).to(input.dtype)
-    return torch.where(keep, scaled, torch.zeros((), dtype=input.dtype, device=input.device))
+    return transformed(input, keep, p, transform)
+
+
+def feature_dropout(input, dims, p, rng_state, index_map=None, transform=None, residual=None):
+    """Dropout with one draw per index of the leading dimensions: that of ``torch.ops.fastreg.feature_dropout``.
+
+    Args:
+        input (Tensor): floating point, with at least ``dims`` dimensions.
+        dims (int): how many leading dimensions are counted, in their own order, whatever the memory order.
+        p, rng_state, index_map: as in :func:`dropout`.
+        transform, residual: as in :func:`transformed`.
+    """
+    leading = input.shape[:dims]
+    keep = keep_mask(math.prod(leading), p, rng_state.to(input.device), index_map)
+    return transformed(input, keep.reshape(*leading, *[1] * (input.dim() - dims)), p, transform, residual)
 
 
 def draw_state(device):
@@ -105,12 +145,12 @@ def draw_state(device):
     return torch.cat((seed, torch.zeros_like(seed)))
 
 
-def check_rng_state(rng_state, input):
-    """Raise what the operators raise where rng_state does not go with input."""
+def check_rng_state(rng_state, input, op="dropout"):
+    """Raise what the operators raise where rng_state does not go with input. Its values are not looked at."""
     if not isinstance(rng_state, torch.Tensor) or rng_state.dtype != torch.int64:
         got = rng_state.dtype if isinstance(rng_state, torch.Tensor) else type(rng_state).__name__
-        raise TypeError(f"dropout: rng_state must be an int64 tensor, got {got}")
+        raise TypeError(f"{op}: rng_state must be an int64 tensor, got {got}")
     if rng_state.shape != (2,):
-        raise ValueError(f"dropout: rng_state must have shape [2], got {list(rng_state.shape)}")
+        raise ValueError(f"{op}: rng_state must have shape [2], got {list(rng_state.shape)}")
     if rng_state.device not in (input.device, torch.device("cpu")):
-        raise RuntimeError(f"dropout: rng_state must be on {input.device} or the CPU, got {rng_state.device}")
+        raise RuntimeError(f"{op}: rng_state must be on {input.device} or the CPU, got {rng_state.device}")

@@ -25,10 +25,10 @@ def is_ours(input) -> bool:
     )
 
 
-def has_operators(input) -> bool:
-    """Whether the operators can take this tensor of ours: compiled, and no transform that they have no rule for."""
+def has_operators(device: torch.device) -> bool:
+    """Whether the operators can run on this device: compiled, and no transform active that they have no rule for."""
     return (
-        input.device.type in _COMPILED_BACKENDS
+        device.type in _COMPILED_BACKENDS
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0

@@ -1,0 +1,98 @@
+"""What every kind of dropout shares: which of fastreg's ways a call takes, and torch's for what is not fastreg's."""
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function
+
+from fastreg import ops, reference, rng_states
+from fastreg._extension import disabled
+from fastreg._routing import has_operators
+
+
+def bad_p(name, p):
+    return ValueError(f"{name}: p must lie in [0, 1], got {p}")
+
+
+def unscaled(name, scaling):
+    if scaling != "test":
+        raise ValueError(f"{name}: scaling must be 'train' or 'test', got {scaling!r}")
+    return (1.0, -0.0, 0.0)
+
+
+def scaled(input, p, inplace):
+    """What scaling="test" does in evaluation."""
+    return input.mul_(1.0 - p) if inplace else input * (1.0 - p)
+
+
+def drop(name, input, p, inplace, rng_state, dims, transform, residual=None):
+    """Dropout of a tensor of ours, with 0 < p. dims, transform, residual: as in ``fastreg.ops.dropout.apply``."""
+    if dims is not None and input.dim() < dims:
+        raise RuntimeError(f"{name}: input must have at least {dims} dimensions, got {input.dim()}")
+    if rng_state is None and rng_states.source is not None and p < 1.0 and input.numel():
+        rng_state = rng_states.source(input.device)
+    if not has_operators(input.device):
+        return _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual)
+    if is_compiling():
+        return _drop_traced(input, p, inplace, rng_state, dims, transform, residual)
+    if input.numel() == 0:
+        return input if residual is None else residual + input
+    if inplace:
+        ops.dropout.apply_(input, p, rng_state, dims, transform)
+        return input
+    return ops.dropout.apply(input, p, rng_state, dims, transform, residual)
+
+
+def _drop_traced(input, p, inplace, rng_state, dims, transform, residual):
+    """Dropout for a compiler: a pure operator on a state that a torch operator draws (on any device a seed of 64
+    bits, offset 0), with the memory order that eager code would see."""
+    if rng_state is None:
+        rng_state = reference.dropout.draw_state(input.device)
+    if dims is None:
+        strides = torch.empty_like(input).stride()
+        output = torch.ops.fastreg.dropout(input, p, rng_state, strides, None, transform)
+    else:
+        output = torch.ops.fastreg.feature_dropout(input, dims, p, rng_state, None, transform, residual)
+    return input.copy_(output) if inplace else output
+
+
+def _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual):
+    """Dropout of torch's operators, which any transform of torch can follow."""
+    if not is_compiling() and not torch.jit.is_tracing() and input.numel() == 0:
+        return input if residual is None else residual + input
+    if rng_state is None:
+        rng_state = reference.dropout.draw_state(input.device)
+    else:
+        reference.dropout.check_rng_state(rng_state, input, name)
+    if dims is None:
+        output = reference.dropout.dropout(input, p, rng_state, transform=transform)
+    else:
+        output = reference.dropout.feature_dropout(input, dims, p, rng_state, None, transform, residual)
+    return input.copy_(output) if inplace else output
+
+
+def of_others(function, torch_function, input, p, training, inplace, scaling, rng_state):
+    """function of what is not ours, by torch_function. scaling=None: function has no such argument."""
+    keywords = {} if scaling is None else {"scaling": scaling}
+    name = function.__name__
+    transform = None if scaling in (None, "train") else unscaled(name, scaling)
+    if isinstance(input, Proxy):
+        keywords |= {"p": p, "training": training, "inplace": inplace, "rng_state": rng_state}
+        return handle_torch_function(function, (input,), input, **keywords)
+    if isinstance(input, Tensor) and not disabled():
+        if (not training and transform is None) or p == 0.0:
+            return input
+        check_others(name, input, p, rng_state)
+    output = torch_function(input, p, training, inplace)
+    return output if transform is None else scaled(output, p, inplace)
+
+
+def check_others(name, input, p, rng_state):
+    if rng_state is not None:
+        raise NotImplementedError(
+            f"{name}: rng_state must be None for input that torch's own dropout takes, got {type(input).__name__} of "
+            f"{input.dtype} on {input.device}"
+        )
+    if not (input.dtype.is_floating_point or input.dtype.is_complex or p == 1.0 or input.numel() == 0):
+        raise RuntimeError(f"{name}: input must be floating point where elements are dropped, got {input.dtype}")

@@ -1,0 +1,138 @@
+"""The random states of dropout calls: drawing one, recording those that calls use, and using them again."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.utils import checkpoint
+
+from fastreg import ops, reference
+from fastreg._routing import has_operators
+
+__all__ = ["draw_rng_state", "record_rng_states", "replay_rng_states"]
+
+# Within the contexts below: what gives a call that draws its rng_state, for a device. None otherwise.
+source = None
+
+
+def draw_rng_state(device: torch.device | str = "cpu") -> Tensor:
+    """Draw a random state from a device's generator as a dropout call draws its own.
+
+    ``state = draw_rng_state(x.device); y = dropout(x, rng_state=state)`` drops what ``dropout(x)`` would have dropped,
+    and leaves the generator as that does: on the CPU after one draw of 64 bits, on CUDA advanced by 8. There is no
+    synchronisation of the device. Under ``torch.compile`` and ``torch.func`` the state is drawn by ``torch.randint``,
+    as the functions do there.
+
+    Args:
+        device (torch.device or str): "cpu" or a CUDA device. Default: "cpu".
+
+    Returns:
+        Tensor: int64[2] on the device, (seed, offset) read as unsigned.
+    """
+    device = torch.device(device)
+    if has_operators(device) and not is_compiling():
+        return ops.dropout.draw_state(device)
+    return reference.dropout.draw_state(device)
+
+
+@contextmanager
+def _use(give) -> Iterator[None]:
+    global source
+    outer, source = source, give
+    try:
+        yield
+    finally:
+        source = outer
+
+
+def _refuse_to_compile(name):
+    if is_compiling():
+        raise RuntimeError(f"{name}: dropout must not be compiled within it: call the model uncompiled")
+
+
+@contextmanager
+def record_rng_states() -> Iterator[list[Tensor]]:
+    """Record the random state of every dropout call that draws one, in the order of the calls.
+
+    Modules and functions of all threads are recorded. Calls draw what they would have drawn. Calls that draw nothing
+    are not recorded: in evaluation, with p of 0 or 1, without elements, or with an ``rng_state`` of their own. Where
+    checkpointing calls functions again in the backward pass, the second calls are not recorded.
+
+    Code that ``torch.compile`` compiles draws inside its own graph: within the context it is refused.
+
+    Yields:
+        list[Tensor]: int64[2] each, filled as calls are made.
+
+    Raises:
+        RuntimeError: ``torch.compile`` compiles a dropout within the context.
+
+    Example::
+
+        with fastreg.record_rng_states() as states:
+            y = model(x)
+        with fastreg.replay_rng_states(states):
+            assert torch.equal(other_model_with_the_same_weights(x), y)
+    """
+    states = []
+    graph_task = torch._C._current_graph_task_id()  # -1 outside of backward passes
+
+    def give(device):
+        _refuse_to_compile("record_rng_states")
+        state = draw_rng_state(device)
+        if torch._C._current_graph_task_id() == graph_task:
+            states.append(state)
+        return state
+
+    with _use(give):
+        yield states
+
+
+@contextmanager
+def replay_rng_states(states: Iterable[Tensor]) -> Iterator[None]:
+    """Give the dropout calls that would draw a random state these ones instead, in the order of the calls.
+
+    No generator is advanced. As many calls must be made as there are states.
+
+    A function that ``torch.utils.checkpoint`` calls again in the backward pass, then outside of the context or in
+    another order, would see other masks: such a function is refused, unless it enters the context itself.
+
+    Args:
+        states (iterable of Tensor): int64[2] each, as :func:`record_rng_states` collects them.
+
+    Raises:
+        RuntimeError: more or fewer calls than states; ``torch.compile`` compiles a dropout within the context; or a
+            call within a checkpointed function that did not enter the context.
+    """
+    states = list(states)
+    used = 0
+    depth = _checkpoints()
+
+    def give(device):
+        nonlocal used
+        _refuse_to_compile("replay_rng_states")
+        if _checkpoints() != depth:
+            raise RuntimeError(
+                "replay_rng_states: a checkpointed function must enter the context itself, got a dropout within "
+                "torch.utils.checkpoint"
+            )
+        if used == len(states):
+            raise RuntimeError(f"replay_rng_states: there must be a state for each call, got {used} states and a call")
+        used += 1
+        return states[used - 1]
+
+    with _use(give):
+        yield
+    if used < len(states):
+        raise RuntimeError(f"replay_rng_states: each state must be used, got {len(states)} states and {used} calls")
+
+
+def _checkpoints():
+    """How many functions of torch.utils.checkpoint are being called."""
+    count, frame = 0, sys._getframe()
+    while frame is not None:
+        count += frame.f_code.co_filename == checkpoint.__file__
+        frame = frame.f_back
+    return count
