@@ -45,7 +45,7 @@ def tensor(*shape, device, dtype=torch.float32):
 def test_matches_torchs_formula(device, way, kind, dtype, layout):
     x = in_layout(tensor(*kind.shape, device=device, dtype=dtype), layout)
     grad = tensor(*kind.shape, device=device, dtype=dtype)
-    for p in (0.1, 1 / 3, 0.5, 0.9):
+    for p in (0.1, 1 / 3, 0.5, 0.9) if way == "operators" else (1 / 3,):
         leaves = [x.clone().to(t).requires_grad_() for t in (dtype, dtype, torch.float64)]
         ours, torchs, exact = kind(leaves[0], p, STATE), *(kind.torchs(leaf, p, STATE) for leaf in leaves[1:])
         assert ours.dtype == dtype and (way == "composed" or ours.stride() == torch.empty_like(x).stride())
@@ -73,7 +73,8 @@ def test_gradient_in_any_order(device, kind, layout, gradient):
 @all_kinds
 @pytest.mark.parametrize("inplace", [False, True])
 def test_gradcheck(device, way, kind, inplace):
-    x = tensor(*kind.shape, device=device, dtype=torch.float64)[:3, :4].requires_grad_()
+    x = tensor(*kind.shape, device=device, dtype=torch.float64)
+    x = x[(slice(3),) * x.dim()].requires_grad_()
 
     def f(x):
         return kind(x * 1, 0.4, STATE, inplace=inplace)
