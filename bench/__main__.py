@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 try:
     import torch
 
-    from bench import charts, environment, results, timing, training
+    from bench import charts, environment, results, timing
+    from bench.arguments import positive
+    from bench.part import Part
+    from bench.training import experiments
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
     sys.exit(f"bench: {error}; `make bench` installs what is needed, or: pip install -e '.[bench]'")
 
-PARTIAL = " (partial: interrupted)"
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the job: its rows, in the batches in which they come; a table and a chart of the rows."""
-
-    title: str
-    rows: Callable[[argparse.Namespace], Iterator[list[dict]]]
-    report: Callable[[list[dict]], str]
-    chart: Callable[[list[dict], str, str, Path], None]
-
-
 PARTS = {
-    "timings": Part(
+    "timings": lambda args: Part(
         "fastreg against PyTorch, layer by layer",
-        lambda args: timing.run(args.device, args.quick),
+        lambda: timing.run(args.device, args.quick),
         timing.report,
         charts.speed,
     ),
-    "training": Part(
-        "The digits network with either kind of layer",
-        lambda args: training.run(args.device, args.epochs, args.seeds),
-        training.report,
-        charts.curves,
+    "training": lambda args: experiments.part(
+        "digits-batchnorm", experiments.Choice(args.device, seeds=args.seeds, epochs=args.epochs)
     ),
 }
 
@@ -54,12 +38,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: a GPU where there is one)"
     )
-    parser.add_argument("--threads", type=_positive, help="CPU threads of both sides (default: PyTorch's)")
+    parser.add_argument("--threads", type=positive, help="CPU threads of both sides (default: PyTorch's)")
     parser.add_argument(
         "--out", type=Path, default=Path("bench/out"), metavar="DIR", help="results (default: %(default)s)"
     )
-    parser.add_argument("--epochs", type=_positive, help="of the training (default: 100; 3 if --quick)")
-    parser.add_argument("--seeds", type=_positive, default=1, help="trainings, for the spread (default: %(default)s)")
+    parser.add_argument("--epochs", type=positive, help="of the training (default: 100; 3 if --quick)")
+    parser.add_argument("--seeds", type=positive, default=1, help="trainings, for the spread (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few small cases: does everything run?")
     args = parser.parse_args(argv)
     args.epochs = args.epochs or (3 if args.quick else 100)
@@ -73,38 +57,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
-    return int(text)
-
-
-def run_part(name: str, args: argparse.Namespace, described: dict) -> bool:
-    """Run one part, print and write what it gave, also when it is cut short. Returns whether it was complete."""
-    part, rows, complete = PARTS[name], [], False
-    contention = environment.Contention()
-    try:
-        for batch in part.rows(args):
-            share = contention.since_last()
-            rows += [row | {"contention": share} for row in batch]
-        complete = True
-    except KeyboardInterrupt:
-        print(f"\n{name}: interrupted, keeping what there is", file=sys.stderr)
-    finally:
-        caption = environment.caption(described)
-        title = part.title if complete else part.title + PARTIAL
-        paths = results.write_results(args.out, name, described, rows, complete)
-        if rows:
-            share = statistics.mean(row["contention"] for row in rows)
-            if share > results.CONTENDED:
-                caption += f" · NOT ALONE: other programs took {share:.0%} of the CPU time"
-            paths.append(results.result_path(args.out, name, "png", complete))
-            part.chart(rows, title, caption, paths[-1])
-            print(f"\n{title}\n{caption}\n\n{part.report(rows)}\n")
-        print("wrote", *paths, flush=True)
-    return complete
-
-
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 130 after Ctrl-C."""
     args = parse(argv)
@@ -115,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     described = environment.describe(args.device)
     print(environment.caption(described), flush=True)
     for name in [args.only] if args.only else PARTS:
-        if not run_part(name, args, described):
+        if not PARTS[name](args).run(name, args.out, described):
             return 130
     return 0
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bench import training
 from bench.cases import ACCESSES
 from bench.providers import FASTREG, TORCH
 from bench.results import significant
@@ -84,10 +81,15 @@ def speed(rows: list[dict], title: str, caption: str, path: Path) -> None:
         values = [quantile for case in ratios.values() for quantile in case]
         low, high = min(0.75, *values), max(2.0, *values)
         grid[0, 0].set_xlim(low / 1.1, high * (high / low) ** 0.35)  # room for the figures
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
         note = "Times PyTorch's speed (1x): median over the rounds, line from 20 to 80 %. Longer is faster."
-        figure.supxlabel(f"{note}\n{caption}", x=0.01, ha="left", color=MUTED, fontsize=9)
+        inscribe(figure, title, f"{note}\n{caption}")
         figure.savefig(path)
+
+
+def inscribe(figure: Figure, title: str, note: str) -> None:
+    """The title above all panels, the note below."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.supxlabel(note, x=0.01, ha="left", color=MUTED, fontsize=9)
 
 
 def _ratio_bars(ax: Axes, bars: list[Quantiles | None], names: list[str]) -> None:
@@ -117,64 +119,4 @@ def _ratio_bars(ax: Axes, bars: list[Quantiles | None], names: list[str]) -> Non
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.grid(axis="x", color=GRID, linewidth=0.6)
-    ax.set_axisbelow(True)
-
-
-def curves(rows: list[dict], title: str, caption: str, path: Path) -> None:
-    """Losses and test accuracy by epoch of both kinds of layer: the median seed, and the range of all."""
-    panels = {"train_loss": "train loss", "test_loss": "test loss", "test_accuracy": "test accuracy"}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 4.2), layout="constrained")
-        axes = figure.subplots(1, len(panels))
-        for ax, (column, name) in zip(axes, panels.items(), strict=True):
-            _curve_panel(ax, rows, column, "{:.1%}".format if column == "test_accuracy" else significant)
-            ax.set_title(name)
-        for ax in axes[:2]:
-            ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-            ax.yaxis.set_minor_locator(NullLocator())
-        limits = [limit for ax in axes[:2] for limit in ax.get_ylim()]
-        for ax in axes[:2]:
-            ax.set_ylim(min(limits) / 1.5, max(limits))  # room for the lower label
-        axes[2].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-        seeds = len({row["seed"] for row in rows})
-        times = {LABELS[name]: values["seconds"] for name, values in training.summarise(rows).items()}
-        note = "By epoch" + f", median and range of {seeds} seeds" * (seeds > 1)
-        note += f". Median seconds per epoch: {', '.join(f'{name} {value:.3f}' for name, value in times.items())}."
-        figure.supxlabel(f"{note}\n{caption}", x=0.01, ha="left", color=MUTED, fontsize=9)
-        figure.savefig(path)
-
-
-def _curve_panel(ax: Axes, rows: list[dict], column: str, form: Callable[[float], str]) -> None:
-    ends = {}
-    for provider, colour in COLOURS.items():
-        by_epoch: dict[int, list[float]] = {}
-        for row in rows:
-            if row["provider"] == provider:
-                by_epoch.setdefault(row["epoch"], []).append(row[column])
-        epochs = list(by_epoch)
-        low, median, high = np.transpose([np.quantile(values, (0, 0.5, 1)) for values in by_epoch.values()])
-        ax.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(
-            epochs, median, color=colour, linewidth=3 if provider == TORCH.name else 1.2
-        )  # seen where they coincide
-        ends[provider] = epochs[-1], median[-1]
-    lower, upper = sorted(ends, key=lambda provider: ends[provider][1])
-    for provider, anchor in ((lower, "top"), (upper, "bottom")):  # apart from each other, however close the ends
-        epoch, value = ends[provider]
-        ax.annotate(
-            f"{LABELS[provider]}\n{form(value)}",
-            (epoch, value),
-            xytext=(6, -3 if anchor == "top" else 3),
-            textcoords="offset points",
-            color=COLOURS[provider],
-            fontweight="bold",
-            va=anchor,
-            annotation_clip=False,
-        )
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-    ax.tick_params(length=0)
-    ax.grid(axis="y", color=GRID, linewidth=0.6)
     ax.set_axisbelow(True)

@@ -61,16 +61,24 @@ def cpu_model() -> str:
 class Contention:
     """What other programs take of the CPU time that PyTorch's threads need. Linux only; 0 elsewhere."""
 
+    SHORTEST = 0.5  # seconds: the system counts in hundredths of one
+
     def __init__(self):
         self._last = time.perf_counter(), _seconds_of_others()
+        self._share = 0.0
 
     def since_last(self) -> float:
-        """The share since the last call: 0 where the cores to spare were enough for the others, at most 1."""
-        last, self._last = self._last, (time.perf_counter(), _seconds_of_others())
-        elapsed, others = (now - before for now, before in zip(self._last, last, strict=True))
-        threads = torch.get_num_threads()
-        taken = others / elapsed - (os.cpu_count() - threads)
-        return min(max(taken / threads, 0.0), 1.0)
+        """The share since the last call: 0 where the cores to spare were enough for the others, at most 1.
+
+        Calls that follow each other within half a second get the share of the half second before."""
+        now = time.perf_counter(), _seconds_of_others()
+        elapsed, others = (after - before for after, before in zip(now, self._last, strict=True))
+        if elapsed >= self.SHORTEST:
+            self._last = now
+            threads = torch.get_num_threads()
+            taken = others / elapsed - (os.cpu_count() - threads)
+            self._share = min(max(taken / threads, 0.0), 1.0)
+        return self._share
 
 
 def _seconds_of_others() -> float:

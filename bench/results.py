@@ -45,12 +45,16 @@ def write_results(folder: Path, stem: str, environment: dict, rows: list[dict], 
     contents = {"json": json.dumps(document, indent=1) + "\n", "csv": table.getvalue()}
     paths = []
     for suffix, text in contents.items():
-        path = result_path(folder, stem, suffix, complete)
-        scratch = path.with_suffix(path.suffix + ".new")
-        scratch.write_text(text)
-        os.replace(scratch, path)
-        paths.append(path)
+        paths.append(result_path(folder, stem, suffix, complete))
+        replace_file(paths[-1], text)
     return paths
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write it whole or not at all."""
+    scratch = path.with_suffix(path.suffix + ".new")
+    scratch.write_text(text)
+    os.replace(scratch, path)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:

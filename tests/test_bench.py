@@ -15,7 +15,7 @@ from torch import nn
 
 import fastreg
 from bench import __main__ as command
-from bench import charts, digits, environment, results, timing, training
+from bench import charts, environment, results, timing
 from bench.cases import Case, cases
 from bench.providers import FASTREG, TORCH, Provider, providers
 
@@ -141,95 +141,6 @@ def test_cudnn_is_a_peer_of_its_own_on_gpus_only():
         assert torch.backends.cudnn.enabled
 
 
-# Training
-
-
-def test_data_are_standardised_by_the_training_split():
-    train_x, train_y, test_x, test_y = digits.data(CPU)
-    assert (train_x.shape, train_y.shape, test_x.shape, test_y.shape) == ((1437, 64), (1437,), (360, 64), (360,))
-    varying = train_x.std(0) > 0
-    assert varying.sum() > 55
-    torch.testing.assert_close(train_x.mean(0), torch.zeros(64), atol=1e-5, rtol=0)
-    torch.testing.assert_close(train_x.std(0)[varying], torch.ones(int(varying.sum())))
-    assert test_x.mean(0).abs().max() > 1e-3  # not by its own mean
-    assert all(torch.equal(a, b) for a, b in zip(digits.data(CPU), (train_x, train_y, test_x, test_y), strict=True))
-
-
-def test_networks_have_the_same_initial_weights_and_their_own_layers():
-    nets = training.networks((TORCH, FASTREG), seed=3, device=CPU)
-    ours, theirs = nets["fastreg"].state_dict(), nets["torch"].state_dict()
-    assert list(ours) == list(theirs)
-    for key in ours:
-        assert torch.equal(ours[key], theirs[key])
-        assert ours[key].data_ptr() != theirs[key].data_ptr()
-    for provider in (TORCH, FASTREG):
-        kinds = [type(module) for module in nets[provider.name]]
-        hidden = [nn.Linear, nn.ReLU, provider.layers.BatchNorm1d, provider.layers.Dropout]
-        assert kinds == hidden * 4 + [nn.Linear]
-    other = training.networks((TORCH,), seed=4, device=CPU)["torch"].state_dict()
-    assert not torch.equal(other["0.weight"], theirs["0.weight"])
-
-
-def test_both_sides_see_the_same_batches_and_draws(monkeypatch):
-    draws = []
-    train_epoch = training.train_epoch
-
-    def spy(*arguments):
-        state = torch.get_rng_state()
-        draws.append(torch.rand(()).item())
-        torch.set_rng_state(state)
-        return train_epoch(*arguments)
-
-    monkeypatch.setattr(training, "train_epoch", spy)
-    monkeypatch.setattr(training, "PROVIDERS", (TORCH, Provider("fastreg", nn)))
-    rows = [row for batch in training.run(CPU, epochs=2, seeds=2) for row in batch]
-    assert [(row["seed"], row["epoch"], row["provider"]) for row in rows] == [
-        (seed, epoch, name)
-        for seed in (0, 1)
-        for epoch, order in ((1, ("torch", "fastreg")), (2, ("fastreg", "torch")))
-        for name in order
-    ]
-    outcome = {(row["seed"], row["epoch"], row["provider"]): (row["train_loss"], row["test_loss"]) for row in rows}
-    for seed, epoch in ((0, 1), (0, 2), (1, 1), (1, 2)):
-        assert outcome[seed, epoch, "torch"] == outcome[seed, epoch, "fastreg"]
-    assert len(set(outcome.values())) == 4
-    assert draws[::2] == draws[1::2]
-    assert len(set(draws)) == 4  # another stream for each seed and epoch
-
-
-def test_an_epoch_trains_on_every_batch_after_an_evaluation():
-    x, y = torch.randn(70, 64), torch.randint(10, (70,))
-    network = training.networks((FASTREG,), seed=0, device=CPU)["fastreg"]
-    loss, accuracy = training.evaluate(network, x, y)
-    assert loss > 0 and 0 <= accuracy <= 1
-    assert not network.training
-    training.train_epoch(network, torch.optim.Adam(network.parameters()), x, y)
-    assert network.training
-    assert network[2].num_batches_tracked == 3
-    training.evaluate(network, x, y)
-    assert network[2].num_batches_tracked == 3
-
-
-def test_training_learns():
-    rows = [row for batch in training.run(CPU, epochs=3, seeds=1) for row in batch]
-    for summary in training.summarise(rows).values():
-        assert summary["test_accuracy"][0] > 0.6
-        assert summary["train_loss"][0] < 1.5
-
-
-def test_summary_takes_the_last_epoch_of_each_seed():
-    columns = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
-    rows = [
-        {"seed": seed, "epoch": epoch, "provider": name, "seconds": epoch} | dict.fromkeys(columns, 10 * seed + epoch)
-        for seed in (0, 1)
-        for epoch in (1, 2, 6)
-        for name in ("torch", "fastreg")
-    ]
-    summary = training.summarise(rows)["fastreg"]
-    assert summary == {**dict.fromkeys(columns, [6, 16]), "seconds": 2}
-    assert "11.0000 ± 7.0711" in training.report(rows)
-
-
 # Results
 
 
@@ -276,13 +187,14 @@ def test_environment_keys_the_results(monkeypatch):
 
 
 def test_contention_is_what_others_took_beyond_the_spare_cores(monkeypatch):
-    clock, others = iter([10.0, 12.0, 14.0]), iter([100.0, 102.0, 108.0])
+    clock, others = iter([10.0, 12.0, 12.2, 14.0]), iter([100.0, 102.0, 102.4, 108.0])
     monkeypatch.setattr(environment.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(environment, "_seconds_of_others", lambda: next(others))
     monkeypatch.setattr(environment.os, "cpu_count", lambda: 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     contention = environment.Contention()
     assert contention.since_last() == 0  # one core busy elsewhere, and one to spare
+    assert contention.since_last() == 0  # too soon to tell
     assert contention.since_last() == 1  # three busy elsewhere: two of ours
     rows = list(timing.summarise(Case("dropout", "forward", (4,)), {n: [1.0] for n in ("copy", "torch", "fastreg")}))
     assert "!" not in timing.report(rows)
@@ -316,14 +228,15 @@ def run_command(*arguments):
         return exit.code
 
 
-@pytest.mark.parametrize("part", ["timings", "training"])
-def test_whole_run(part, brief, tmp_path, capsys):
+@pytest.mark.parametrize(("part", "ends"), [("timings", ("json", "csv", "png")), ("training", ("json", "png"))])
+def test_whole_run(part, ends, brief, tmp_path, capsys):
     assert run_command("--quick", "--only", part, "--device", "cpu", "--out", tmp_path / "new") == 0
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {f"{part}.{end}" for end in ("json", "csv", "png")}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {f"{part}.{end}" for end in ends}
     assert (tmp_path / "new" / f"{part}.png").read_bytes().startswith(b"\x89PNG")
     document = json.loads((tmp_path / "new" / f"{part}.json").read_text())
     assert document["complete"] is True
-    assert {"torch", "fastreg"} <= {row["provider"] for row in document["rows"]}
+    rows = document.get("rows") or document["runs"]
+    assert {"torch", "fastreg"} <= {row.get("provider") or row["layers"] for row in rows}
     assert part in capsys.readouterr().out
 
 
@@ -392,7 +305,7 @@ def test_ctrl_c(tmp_path):
         process.kill()
     assert process.returncode == 130, rest.decode()
     assert b"Traceback" not in rest
-    assert {path.name for path in tmp_path.iterdir()} == {f"training.partial.{end}" for end in ("json", "csv", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == {"training.partial.json", "training.partial.png"}
     document = json.loads((tmp_path / "training.partial.json").read_text())
     assert document["complete"] is False
-    assert document["rows"]
+    assert document["runs"]

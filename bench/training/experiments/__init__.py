@@ -1,0 +1,76 @@
+"""The experiments by name: each has its own file, or one with its kin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import torch
+
+from bench.charts import STYLE, inscribe
+from bench.part import Part
+from bench.training import charts, data, loop, report
+from bench.training.experiments import digits, ensemble, fashion, init_scale, mnist, overfit, search
+from bench.training.experiments.experiment import Experiment
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "digits-dropout": digits.DROPOUT,
+    "digits-batchnorm": digits.BATCH_NORM,
+    "mnist-batchnorm": mnist.BATCH_NORM,
+    "fashion-dropout": fashion.DROPOUT,
+    "init-scale": init_scale.INIT_SCALE,
+    "overfit": overfit.OVERFIT,
+    "ensemble": ensemble.ENSEMBLE,
+    "search": search.SEARCH,
+}
+STUDIES: dict[str, Experiment] = {f"fashion-dropout-{name}": study for name, study in fashion.STUDIES.items()}
+SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to run an experiment."""
+
+    device: torch.device
+    layers: tuple[str, ...] = tuple(loop.PROVIDERS)
+    seeds: int = SEEDS
+    epochs: int | None = None  # the experiment's own
+    folder: Path | None = None  # of the IDX files
+
+    def task(self, experiment: Experiment) -> loop.Task:
+        """Raises ValueError where a file of the data is missing, damaged, or not the published one."""
+        providers = tuple(loop.PROVIDERS[name] for name in self.layers)
+        loaded = data.load(experiment.data, self.folder, self.device)
+        return loop.Task(loaded, providers, self.seeds, self.epochs or experiment.epochs)
+
+
+def part(name: str, choice: Choice) -> Part:
+    """The experiment `name`, or a study, ready to run; raises ValueError as Choice.task does."""
+    experiment = (EXPERIMENTS | STUDIES)[name]
+    task = choice.task(experiment)
+
+    def tables(rows: list[dict]) -> str:
+        return f"{task.data.describe()}\n{experiment.report(rows)}"
+
+    def chart(rows: list[dict], title: str, caption: str, path: Path) -> None:
+        with matplotlib.rc_context(STYLE):
+            figure = experiment.chart(rows)
+            inscribe(figure, title, f"{task.data.describe()}.\n{charts.note(rows)}\n{caption}")
+            charts.separate_labels(figure)
+            figure.savefig(path)
+
+    about = {
+        "experiment": name,
+        "data": {
+            "name": task.data.name,
+            "stands_in_for": task.data.stands_in_for,
+            "train_samples": len(task.data.train[0]),
+            "test_samples": len(task.data.test[0]),
+        },
+    }
+    if experiment.published:
+        about["published"] = experiment.published
+    write = partial(report.write, about=about)
+    return Part(experiment.title, partial(experiment.train, task), tables, chart, write)
