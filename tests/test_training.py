@@ -10,7 +10,7 @@ from torch import nn
 from bench.providers import FASTREG, Provider
 from bench.training import charts, loop, networks, report
 from bench.training.data import Data
-from bench.training.experiments import digits, ensemble
+from bench.training.experiments import digits, ensemble, init_scale
 from bench.training.loop import Recipe, Task
 
 CPU = torch.device("cpu")
@@ -267,3 +267,14 @@ def test_curves_of_runs_that_were_cut_short():
     assert values[0].tolist() == [1, 2, 6]
     assert values[1, :2].tolist() == [11, 12] and math.isnan(values[1, 2])
     assert charts.by_epoch(rows, "train_loss", variant="b").shape == (0, 0)
+
+
+def test_panels_that_share_an_axis_show_all_curves():
+    rows = [
+        {"variant": init_scale.name(scale, False), "layers": loop.EITHER, "seed": 0, "epoch": epoch}
+        | {"train_accuracy": 0.1 if scale == 1 else epoch / 10}
+        for scale in init_scale.SCALES
+        for epoch in range(1, 11)
+    ]
+    for ax in init_scale.INIT_SCALE.chart(rows).axes:
+        assert ax.get_ylim()[0] < 0.1 and ax.get_ylim()[1] > 1

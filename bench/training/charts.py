@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,9 @@ def compare(rows: list[dict], columns: Sequence[str]) -> Figure:
                 curves.append(Line(values, COLOURS.get(name, INK) if alone else colour, label, wide))
         draw(ax, curves, column)
         ax.set_title(column.replace("_", " "))
+        if column.endswith("_accuracy"):
+            low, high = ax.get_ylim()
+            ax.set_ylim(min(low, high - 0.05))  # differences of a few samples do not fill the panel
     share_limits([ax for ax, column in zip(figure.axes, columns, strict=True) if column.endswith("_loss")])
     return figure
 
@@ -93,8 +97,6 @@ def draw(ax: Axes, lines: Sequence[Line], column: str) -> None:
                 gid=LABEL,
             )
     if accuracy:
-        low, high = ax.get_ylim()
-        ax.set_ylim(min(low, high - 0.05))  # differences of a few samples do not fill the panel
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     else:
         ax.set_yscale("log")
@@ -145,10 +147,7 @@ def note(rows: list[dict]) -> str:
     parts = ["by epoch" + f": median and range of {seeds} seeds" * (seeds > 1)]
     if {TORCH.name, FASTREG.name} <= set(layers):
         parts.append(f"wide lines: {LABELS[TORCH.name]}, thin: {LABELS[FASTREG.name]}")
-        ratios = list(speeds(rows).values())
-        low, high = min(ratios), max(ratios)
-        times = f"{low:.2f}x" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}x to {high:.2f}x"
-        parts.append(f"fastreg trains at {times} PyTorch's speed")
+        parts.append(f"fastreg trains at {statistics.median(speeds(rows).values()):.2f}x PyTorch's speed")
     elif len(layers) == 1:
         parts.append(f"{LABELS.get(layers[0], 'any')}'s layers")
     text = "; ".join(parts)
