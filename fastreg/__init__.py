@@ -5,10 +5,12 @@ fastreg.functional  functions, in place of torch.nn.functional's
 fastreg.reference   the same in plain PyTorch
 
 draw_rng_state, record_rng_states, replay_rng_states, dropout_mask: the random states of dropout, and their masks
+convert, report, revert: a model's layers to fastreg's, what that did, and back
 """
 
 from fastreg import functional, nn, reference
 from fastreg._extension import build_info
+from fastreg.conversion import convert, report, revert
 from fastreg.explanation import explain
 from fastreg.functional import dropout_mask
 from fastreg.rng_states import draw_rng_state, record_rng_states, replay_rng_states
@@ -17,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "build_info",
+    "convert",
     "draw_rng_state",
     "dropout_mask",
     "explain",
@@ -25,4 +28,6 @@ __all__ = [
     "record_rng_states",
     "reference",
     "replay_rng_states",
+    "report",
+    "revert",
 ]

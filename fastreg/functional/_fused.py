@@ -4,14 +4,13 @@ This is where the fused operations are defined. Today both are composed of fastr
 one pass over memory for each: no kernel computes them in one. A kernel that does has to meet the tests of these.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from fastreg import reference
-from fastreg.functional import _activation
+from fastreg.functional import _activation, _drop_path
 from fastreg.functional._activation import Activation
 from fastreg.functional._batch_norm import batch_norm_with_count, takes_batch_norm
 from fastreg.functional._dropout import dropout
@@ -112,7 +111,7 @@ def batch_norm_act_with_count(
     _activation.check_weight("batch_norm_act", "act_weight", act, act_weight, input)
     _activation.check_weight("batch_norm_act", "pre_act_weight", pre_act, pre_act_weight, input)
     if rng_state is not None:
-        reference.dropout.check_rng_state(rng_state, input)
+        reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
     normalise = batch_norm_with_count if takes_batch_norm(input) else _batch_norm_of_others
     output = normalise(
         _activation.apply(pre_act, input, pre_act_weight),
@@ -182,7 +181,7 @@ def act_dropout(
         input = input + bias
     output = _activation.apply(act, input, act_weight)
     if drop_path:
-        return _drop_path(output, p, training, residual=residual, rng_state=rng_state)
+        return _drop_path.drop_path(output, p, training, residual=residual, rng_state=rng_state)
     output = dropout(output, p, training, rng_state=rng_state)
     return output if residual is None else output + residual
 
@@ -194,14 +193,6 @@ def _batch_norm_of_others(input, running_mean, running_var, num_batches_tracked,
         if momentum is None:
             momentum = 1.0 / float(num_batches_tracked)
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum or 0.0, eps)
-
-
-def _drop_path(input, p, training, residual, rng_state):
-    if training and p:
-        factor = dropout(input.new_ones(input.shape[0]), p, rng_state=rng_state)
-        factor = factor.reshape([-1] + [1] * (input.dim() - 1))
-        input = torch.where(factor > 0, input * factor, 0.0)
-    return input if residual is None else input + residual
 
 
 def _check_p(operation, p):

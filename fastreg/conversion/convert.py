@@ -1,0 +1,56 @@
+"""convert and revert."""
+
+from torch import nn
+
+from fastreg.conversion import layers
+from fastreg.conversion.classes import PLANS
+from fastreg.conversion.fusion import fuse as fuse_parent
+
+
+def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
+    """Let a model compute with fastreg, in place.
+
+    Batch norm and dropout layers of torch's own types, and of subclasses that override no forward, get fastreg's class:
+    the objects, their parameters, buffers, hooks and state_dict stay. Nothing is removed, renamed or merged.
+
+    With ``fuse`` the parents of what can be computed in one get a class that fuses it: an activation, batch norm,
+    residual, activation and dropout in a row; or an activation, dropout or drop path, and a residual. It is a subclass
+    of the parent's own, keeps that one's forward, and computes from a trace of it (torch.fx) instead, where each
+    fused layer is as it was: of the same type, without hooks, in a parent of the same children and attributes.
+    Otherwise the original forward runs. ``p``, ``training``, momentum and the like are read at each call. Parents that
+    torch.fx cannot follow are left alone. What else forward does than to compute (printing, counting in globals)
+    happens once for the trace, not at each call.
+
+    :func:`report` tells what was done and what was not, :func:`revert` undoes it. Convert again after changing the
+    structure of a model, or after lazy layers have taken their shapes.
+
+    Args:
+        model (Module): any module.
+        fuse (bool): also fuse layers; otherwise only replace them. Default: True.
+
+    Returns:
+        Module: model itself.
+    """
+    revert(model)
+    modules = list(model.modules())
+    for module in modules:
+        layers.replace(module)
+    if fuse:
+        for module in modules:
+            fuse_parent(module)
+    return model
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Undo :func:`convert`, in place: every module has the class that it had, and its state_dict stays as it is.
+
+    Args:
+        model (Module): any module, converted or not.
+
+    Returns:
+        Module: model itself.
+    """
+    for module in model.modules():
+        layers.restore(module)
+        module.__dict__.pop(PLANS, None)
+    return model
