@@ -100,6 +100,10 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
   told["channels_per_block"] = plan.channels_per_block;
   told["buffers"] = plan.buffers;
   told["shared_bytes"] = plan.shared_bytes;
+  if (plan.tier == fastreg::Tier::grid || plan.tier == fastreg::Tier::l2) {
+    told["splits"] = plan.splits;
+    told["reread"] = plan.reread;
+  }
   return told;
 }
 

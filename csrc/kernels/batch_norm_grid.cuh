@@ -276,9 +276,9 @@ __global__ void __launch_bounds__(256, 2)
       scratch.steps[threadIdx.x] = {n.centre, n.delta, n.invstd * read_value_or<T>(weight, c, A(1)), total.dy / count,
                                     slope_of(total, count, n.invstd)};
     }
-    if (dx == nullptr) return;
     BackwardStep<A> steps[K];
     team.read_steps(scratch.steps, steps);
+    if (dx == nullptr) return;
 
     Channels walk(d.of, group, team.split);
     const Access* x_slot = team.slots(scratch.kept, buffer, 2, 0);

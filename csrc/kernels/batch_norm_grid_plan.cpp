@@ -81,6 +81,9 @@ BatchNormPlan plan_of(const BatchNormProblem& p, const DeviceLimits& limits, Tie
   const int64_t last = length - (plan.splits - 1) * plan.split_length;
   plan.reread = ((plan.splits - 1) * left(plan.split_length) + left(last)) / double(length);
 
+  const double rest = double(teams) * plan.reread * double(steps);  // in flight, to be left in L2
+  if (rest > double(cached)) return refused(tier, "what does not fit into shared memory does not fit into L2 either");
+
   const double block_bytes = double(share * threads * 16);
   const double round = std::max(double(plan.blocks) * block_bytes / limits.multiprocessors,
                                 double(ceil_div(plan.blocks, limits.multiprocessors)) * block_bytes / kProcessorSpeed);

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "batch_norm.h"
+#include "batch_norm_grid.h"
 #include "batch_norm_plan.h"
 
 namespace fastreg {
@@ -25,18 +26,16 @@ cudaError_t launch_slab_backward(const BatchNormPlan& plan, const T* dy, const T
 
 // ---- Any ----
 
+inline bool is_slab(const BatchNormPlan& plan) { return plan.tier == Tier::slab || plan.tier == Tier::cluster; }
+inline bool is_grid(const BatchNormPlan& plan) { return plan.tier == Tier::grid || plan.tier == Tier::l2; }
+
 // running: of the training pass; null for the other passes.
 inline WorkspaceSize batch_norm_workspace(const BatchNormPlan& plan, const BatchNormProblem& problem,
                                           const RunningUpdate* running, const Device& device) {
-  switch (plan.tier) {
-    case Tier::slab:
-    case Tier::cluster: {
-      const bool counts = running != nullptr && running->cumulative && running->num_batches_tracked != nullptr;
-      return {0, counts ? 1 : 0};
-    }
-    default:
-      return batch_norm_workspace(problem.element_bytes, problem.shape, device);
-  }
+  const bool counts = running != nullptr && running->cumulative && running->num_batches_tracked != nullptr;
+  if (is_slab(plan)) return {0, counts ? 1 : 0};
+  if (is_grid(plan)) return grid_workspace(plan, problem.shape, counts);
+  return batch_norm_workspace(problem.element_bytes, problem.shape, device);
 }
 
 template <class T>
@@ -45,8 +44,10 @@ cudaError_t launch_batch_norm_train(const BatchNormPlan& plan, const T* x, T* y,
                                     const ChannelStatistics& statistics, const RunningUpdate& running,
                                     const Workspace& workspace, const Device& device) {
   if constexpr (!std::is_same_v<T, double>) {
-    if (plan.tier == Tier::slab || plan.tier == Tier::cluster)
+    if (is_slab(plan))
       return launch_slab_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device);
+    if (is_grid(plan))
+      return launch_grid_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device);
   }
   return launch_batch_norm_train(x, y, shape, weight, bias, statistics, running, workspace, device);
 }
@@ -58,8 +59,9 @@ cudaError_t launch_batch_norm_backward(const BatchNormPlan& plan, const T* dy, c
                                        const ChannelValues& dbias, void* coefficients, const Workspace& workspace,
                                        const Device& device) {
   if constexpr (!std::is_same_v<T, double>) {
-    if (plan.tier == Tier::slab || plan.tier == Tier::cluster)
-      return launch_slab_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, device);
+    if (is_slab(plan)) return launch_slab_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, device);
+    if (is_grid(plan))
+      return launch_grid_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, workspace, device);
   }
   return launch_batch_norm_backward(dy, x, dx, shape, weight, statistics, dweight, dbias, coefficients, workspace,
                                     device);

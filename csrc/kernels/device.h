@@ -49,6 +49,12 @@ cudaError_t with_native(const LaunchConfig& config, Kernel* kernel, F&& f) {
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
     if (error != cudaSuccess) return error;
   }
+  // Nor does a multiprocessor give it to shared memory unasked: too little, and the blocks are not resident together.
+  if (config.cooperative) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    if (error != cudaSuccess) return error;
+  }
   if (config.cluster > 8) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess) return error;

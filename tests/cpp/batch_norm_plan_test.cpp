@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "batch_norm_grid_plan.h"
 #include "batch_norm_slab.h"
 #include "testing.h"
 
@@ -99,6 +100,42 @@ void check_slab(const BatchNormPlan& plan, const BatchNormProblem& p, const Devi
   expect_equal(plan.launches, 1, what + ": launches");
 }
 
+// What the kernels of teams rely on.
+void check_grid(const BatchNormPlan& plan, const BatchNormProblem& p, const DeviceLimits& limits,
+                const std::string& what) {
+  const BatchNormShape& s = p.shape;
+  const int vector = 16 / p.element_bytes, tensors = p.pass == BatchNormPass::train_backward ? 2 : 1;
+  const int channels_of_thread = s.rows ? vector : 1;
+  const int64_t length = s.rows ? s.per_channel() : s.planes * (s.size / vector);
+  const int64_t per_step = plan.threads / plan.columns, teams = plan.blocks / plan.splits;
+  const auto holds = [&](bool condition, const char* rule) { expect(condition, what + ": " + rule); };
+  holds(p.aligned && p.element_bytes <= 4 && (s.rows ? s.channels : s.size) % vector == 0, "whole vectors");
+  holds(tensors == 2 || p.pass == BatchNormPass::train, "training");
+  holds(plan.threads % 32 == 0 && (plan.threads & (plan.threads - 1)) == 0 && plan.threads <= kGridThreads, "threads");
+  holds((plan.columns & (plan.columns - 1)) == 0 && (s.rows || plan.columns == 1), "columns");
+  holds(plan.channels_per_block == plan.columns * channels_of_thread, "channels of a group");
+  holds(plan.channels_per_block <= plan.threads, "a thread for each channel of a group");
+  holds(plan.blocks % plan.splits == 0 && teams <= (s.channels - 1) / plan.channels_per_block + 1, "a group a team");
+  holds(plan.split_length % per_step == 0 && plan.splits * plan.split_length >= length, "all is shared out");
+  holds((plan.splits - 1) * plan.split_length < length, "no block without a share");
+  const int resident = std::min(kGridResident, limits.threads_per_multiprocessor / plan.threads);
+  holds(plan.blocks <= resident * limits.multiprocessors, "all blocks are resident");
+  holds(resident * (plan.shared_bytes + 1024) <= limits.shared_per_multiprocessor, "and their shared memory");
+  holds(plan.shared_bytes <= limits.shared_per_block, "shared memory");
+  const int64_t kept = int64_t(plan.buffers) * tensors * plan.kept * plan.threads * 16;
+  expect_equal(plan.shared_bytes,
+               grid_scratch_bytes(plan.threads, channels_of_thread, int(plan.channels_per_block)) + kept,
+               what + ": shared memory");
+  const double rest = plan.reread * double(length * plan.columns * 16) * double(teams * plan.buffers * tensors);
+  holds((plan.tier == Tier::l2) == (plan.reread > 0) && rest <= 0.4 * double(limits.l2_bytes), "the rest is in L2");
+  holds(plan.tier == Tier::l2 || plan.kept * per_step >= plan.split_length, "or there is none");
+  holds(plan.launches == 1 && plan.accesses == tensors + 1, "launches, accesses");
+  DeviceLimits alone = limits;
+  alone.co_resident = false;
+  const BatchNormPlan other = plan_batch_norm(p, alone, plan.tier);
+  holds(!other.possible() || other.splits == 1, "no block waits where none must");
+}
+
 const testing::Test invariants("batch norm plan: fits, and keeps what the kernels rely on", [] {
   int64_t problems = 0, on_chip = 0;
   for_each_problem([&](const BatchNormProblem& p, const DeviceLimits& limits, const std::string& what) {
@@ -116,6 +153,10 @@ const testing::Test invariants("batch norm plan: fits, and keeps what the kernel
       if (tier == Tier::slab || tier == Tier::cluster) {
         ++on_chip;
         check_slab(plan, p, limits, what);
+      }
+      if (tier == Tier::grid || tier == Tier::l2) {
+        ++on_chip;
+        check_grid(plan, p, limits, what);
       }
     }
   });
