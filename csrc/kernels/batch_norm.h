@@ -55,7 +55,7 @@ cudaError_t launch_batch_norm_eval(const T* x, T* y, const BatchNormShape& shape
                                    const Device& device);
 
 // Gradients, of training where statistics.stats is set, else of evaluation. dx, dweight.data, dbias.data may be null:
-// not wanted. coefficients: scratch, [2, channels] of compute type. At most two launches.
+// not wanted. coefficients: scratch, [2, channels] of compute type. Two launches in training, one in evaluation.
 template <class T>
 cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
                                        const ChannelValues& weight, const ChannelStatistics& statistics,

@@ -120,13 +120,15 @@ cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const Bat
   A* const both = static_cast<A*>(coefficients);
   const bool training = statistics.stats != nullptr;
   if (training || dweight.data != nullptr || dbias.data != nullptr) {
-    const cudaError_t error = with_access<T>(shape, is_aligned(x) && is_aligned(dy), [&](auto v, auto rows) {
+    T* const dx_here = training ? nullptr : dx;
+    const bool aligned = is_aligned(x) && is_aligned(dy) && is_aligned(dx_here);
+    const cudaError_t error = with_access<T>(shape, aligned, [&](auto v, auto rows) {
       const Plan plan = plan_for(shape, v, device);
       const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(GradSums<A>);
-      return launch(config_for(plan, device, shared), batch_norm_grad_sums_kernel<T, v, rows>, dy, x, plan.division,
-                    statistics, dweight, dbias, both, workspace);
+      return launch(config_for(plan, device, shared), batch_norm_grad_sums_kernel<T, v, rows>, dy, x, dx_here,
+                    plan.division, weight, statistics, dweight, dbias, both, workspace);
     });
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess || !training) return error;
   }
   if (dx == nullptr) return cudaSuccess;
   return with_access<T>(shape, is_aligned(x) && is_aligned(dy) && is_aligned(dx), [&](auto v, auto rows) {

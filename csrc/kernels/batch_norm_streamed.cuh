@@ -1,4 +1,5 @@
-// Batch norm that streams: any shape, any architecture. Two passes over memory, one launch each.
+// Batch norm that streams: any shape, any architecture. Training: two passes over memory, one launch each. Evaluation:
+// one.
 //
 // Algorithm. Pass one reduces every channel to two numbers (moments forward, gradient sums backward), divided over
 // `splits` blocks a channel; the block that finishes a channel last merges the partial results, in an order that does
@@ -16,8 +17,8 @@
 // it meets, so that sums of squares lose nothing to a large mean; results are merged by Chan's rule, with means kept
 // relative to the channel's centre, its first element.
 //
-// Bytes per element, s = sizeof(T): training forward 3 s (two reads, one write), evaluation 2 s, backward 5 s (dy and x
-// read twice, dx written).
+// Bytes per element, s = sizeof(T): training forward 3 s (two reads, one write), backward 5 s (dy and x read twice, dx
+// written); evaluation 2 s, backward in one launch 3 s, without the parameters' gradients 2 s.
 #pragma once
 
 #include "batch_norm.h"
@@ -97,12 +98,27 @@ __global__ void __launch_bounds__(256)
 
 // ---- Backward ----
 
-// coefficients: [2, channels], mean of dy, and the slope with which dx depends on x - mean.
+// dx in evaluation, where the statistics are constants: dy times this, whatever x is.
+template <class T>
+__device__ __forceinline__ compute_t<T> scale_of(const Normalisation<compute_t<T>>& n, int64_t c,
+                                                 const ChannelValues& weight) {
+  return n.invstd * read_value_or<T>(weight, c, compute_t<T>(1));
+}
+template <class T, int V, class Scale>
+__device__ __forceinline__ Vector<T, V> scaled(const Vector<T, V>& dy, Scale&& scale) {
+  Values<T, V> gradients = to_compute(dy);
+#pragma unroll
+  for (int e = 0; e < V; ++e) gradients.value[e] *= scale(e);
+  return from_compute(gradients);
+}
+
+// coefficients: [2, channels], mean of dy, and the slope with which dx depends on x - mean. dx, if not null: written
+// here, in evaluation.
 template <class T, int V, bool kRows>
-__global__ void __launch_bounds__(256, 2)
-    batch_norm_grad_sums_kernel(const T* dy, const T* x, Division d, ChannelStatistics statistics,
-                                ChannelValues dweight, ChannelValues dbias, compute_t<T>* coefficients,
-                                Workspace workspace) {
+__global__ void __launch_bounds__(256, V > 4 ? 2 : 3)
+    batch_norm_grad_sums_kernel(const T* dy, const T* x, T* dx, Division d, ChannelValues weight,
+                                ChannelStatistics statistics, ChannelValues dweight, ChannelValues dbias,
+                                compute_t<T>* coefficients, Workspace workspace) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
   Walk<V, kRows> walk(d);
@@ -110,7 +126,11 @@ __global__ void __launch_bounds__(256, 2)
   Normalisation<A> n[K] = {};
   if (walk.channel(0) < d.channels)
 #pragma unroll
-    for (int k = 0; k < K; ++k) n[k] = read_statistics<T>(statistics, d.channels, walk.channel(k));
+    for (int k = 0; k < K; ++k) {
+      n[k] = read_statistics<T>(statistics, d.channels, walk.channel(k));
+      // The loop needs no deviation, but this, in the same register.
+      if (dx != nullptr) n[k].invstd = scale_of<T>(n[k], walk.channel(k), weight);
+    }
 
   GradSums<A> sums[V] = {};
   walk.for_each([&](const auto& offsets) {
@@ -122,7 +142,12 @@ __global__ void __launch_bounds__(256, 2)
       g[u] = load(reinterpret_cast<const Access*>(dy + offsets[u]));
     }
 #pragma unroll
-    for (int u = 0; u < kCount; ++u) add_gradients(sums, g[u], v[u], n);
+    for (int u = 0; u < kCount; ++u) {
+      add_gradients(sums, g[u], v[u], n);
+      if (dx != nullptr)
+        store_streaming(reinterpret_cast<Access*>(dx + offsets[u]),
+                        scaled(g[u], [&](int e) { return n[e % K].invstd; }));
+    }
   });
 
   GradSums<A> r[K] = {};
@@ -135,17 +160,10 @@ __global__ void __launch_bounds__(256, 2)
   for (int k = 0; k < K; ++k) {
     const int64_t c = walk.channel(k);
     store(coefficients + c, r[k].dy / count);
-    store(coefficients + d.channels + c, slope_of(r[k], count, n[k].invstd));
-    write_gradients<T>(r[k], n[k].invstd, c, dweight, dbias);
+    const A invstd = read_statistics<T>(statistics, d.channels, c).invstd;
+    store(coefficients + d.channels + c, slope_of(r[k], count, invstd));
+    write_gradients<T>(r[k], invstd, c, dweight, dbias);
   }
-}
-
-template <class T, int V, int K>
-__device__ __forceinline__ Vector<T, V> scaled(const Vector<T, V>& dy, const BackwardStep<compute_t<T>> (&steps)[K]) {
-  Values<T, V> gradients = to_compute(dy);
-#pragma unroll
-  for (int e = 0; e < V; ++e) gradients.value[e] *= steps[e % K].scale;
-  return from_compute(gradients);
 }
 
 template <class T, int V, bool kRows>
@@ -154,7 +172,7 @@ __global__ void __launch_bounds__(256, V > 4 ? 3 : 0)
                                  ChannelStatistics statistics, const compute_t<T>* coefficients) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
-  // In evaluation the statistics are constants: dx = dy * scale, whatever x is, and x is not read.
+  // In evaluation x is not read.
   const bool training = statistics.stats != nullptr;
   Walk<V, kRows> walk(d);
   constexpr int K = Walk<V, kRows>::kChannels;
@@ -164,8 +182,8 @@ __global__ void __launch_bounds__(256, V > 4 ? 3 : 0)
   for (int k = 0; k < K; ++k) {
     const int64_t c = walk.channel(k);
     const Normalisation<A> n = read_statistics<T>(statistics, d.channels, c);
-    steps[k] = {n.centre, n.delta, n.invstd * read_value_or<T>(weight, c, A(1)),
-                training ? load(coefficients + c) : A(0), training ? load(coefficients + d.channels + c) : A(0)};
+    steps[k] = {n.centre, n.delta, scale_of<T>(n, c, weight), training ? load(coefficients + c) : A(0),
+                training ? load(coefficients + d.channels + c) : A(0)};
   }
   const auto write = [&](const auto& offsets) {
     constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
@@ -177,7 +195,8 @@ __global__ void __launch_bounds__(256, V > 4 ? 3 : 0)
     }
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
-      const Access gradient = training ? input_gradient(g[u], v[u], steps) : scaled(g[u], steps);
+      const Access gradient =
+          training ? input_gradient(g[u], v[u], steps) : scaled(g[u], [&](int e) { return steps[e % K].scale; });
       store_streaming(reinterpret_cast<Access*>(dx + offsets[u]), gradient);
     }
   };

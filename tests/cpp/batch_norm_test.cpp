@@ -90,6 +90,22 @@ const testing::Test traffic("batch norm kernels: move what their header promises
         return launch_batch_norm_backward<T>(dy.data(), x.data(), dx.data(), shape, {}, statistics, {}, {},
                                              coefficients.data(), backward_scratch.workspace(), device);
       });
+      // In evaluation, with and without gradients of the parameters.
+      const auto channels = size_t(shape.channels);
+      Buffer<A> ones(std::vector<A>(channels, A(1)), "running"), dweight(channels, "dweight"), dbias(channels, "dbias");
+      const bool is_float = std::is_same<A, float>::value;
+      ChannelStatistics running;
+      running.running_mean = running.running_var = {ones.data(), is_float};
+      const auto evaluated = [&](const ChannelValues& weight_sums, const ChannelValues& bias_sums) {
+        Scratch scratch(size);
+        dx.poison();
+        return testing::run_clean({}, true, what, [&] {
+          return launch_batch_norm_backward<T>(dy.data(), x.data(), dx.data(), shape, {}, running, weight_sums,
+                                               bias_sums, coefficients.data(), scratch.workspace(), device);
+        });
+      };
+      const auto eval_sums = evaluated({dweight.data(), is_float}, {dbias.data(), is_float});
+      const auto eval_input = evaluated({}, {});
       const uint64_t bytes = p.x.size() * sizeof(T);
       // Each of the tensors moves once, in 16-byte accesses and whole sectors; `extra` accesses besides.
       const uint64_t extra_bytes = shape.rows ? 16 : sizeof(T);
@@ -121,6 +137,10 @@ const testing::Test traffic("batch norm kernels: move what their header promises
       promised(forward, "normalize_kernel", {"x"}, {"y"});
       promised(backward, "grad_sums_kernel", {"x", "dy"}, {});
       promised(backward, "grad_input_kernel", {"x", "dy"}, {"dx"});
+      promised(eval_sums, "grad_sums_kernel", {"x", "dy"}, {"dx"});
+      expect_equal(eval_sums.counts_of("kernel").launches, 1u, what + " launches of eval_sums");
+      promised(eval_input, "grad_input_kernel", {"dy"}, {"dx"});
+      expect_equal(eval_input.counts_of("kernel").launches, 1u, what + " launches of eval_input");
     }
   });
 });
