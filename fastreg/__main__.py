@@ -1,7 +1,11 @@
-"""python -m fastreg: what is installed, what is compiled, and what to do where something is missing."""
+"""python -m fastreg: what is installed, what is compiled, and what to do where something is missing.
+
+python -m fastreg explain MODULE:FACTORY: what ``fastreg.convert`` does to a model.
+"""
 
 import platform
 import re
+import sys
 
 import torch
 
@@ -57,6 +61,11 @@ def report(info, problem, gpus):
 
 
 def main():
+    if sys.argv[1:2] == ["explain"]:
+        from fastreg.conversion import explain
+
+        explain.main(sys.argv[2:])
+        return
     indices = range(torch.cuda.device_count())
     gpus = [(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in indices]
     print("\n".join(report(_extension.build_info(), _extension.problem(), gpus)))

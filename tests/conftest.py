@@ -3,6 +3,7 @@
 With FASTREG_TEST_KERNELS=host-executor the tests of the CPU run the CUDA kernels instead, on the CPU.
 """
 
+import importlib.util
 import os
 import sys
 
@@ -30,10 +31,18 @@ def has_nvcc():
     return toolchain.find_nvcc() is not None
 
 
+def has_zoo():
+    return all(importlib.util.find_spec(name) for name in ("torchvision", "timm"))
+
+
 # Markers of tests that cannot run everywhere: whether they can here, and what the summary says where they cannot.
 NEEDS = {
     "cuda": (lambda config: torch.cuda.is_available(), "need a GPU and have not run: there is none here"),
     "nvcc": (lambda config: has_nvcc(), "need nvcc and have not run: there is none here"),
+    "zoo": (
+        lambda config: has_zoo(),
+        "need torchvision and timm (the extra zoo) and have not run: there are none here",
+    ),
     "full": (lambda config: config.getoption("--full"), "take long and have not run: --full runs them"),
 }
 

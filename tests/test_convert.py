@@ -413,3 +413,21 @@ def test_unknown_activation_is_reported():
 def test_other_devices(device):
     model = fastreg.convert(resnet()).to(device)
     assert model(torch.empty(IMAGES, device=device)).shape == (4, 5)
+
+
+def test_explain(capsys, monkeypatch):
+    from fastreg import __main__
+    from fastreg.conversion.explain import accesses
+
+    assert accesses(True, 1, False, False) == (13, 8)  # batch norm and an activation: as batch norm alone
+    assert accesses(True, 1, True, False) == (16, 10)  # the residual read, its gradient written
+    assert accesses(False, 0, True, True) == (7, 5)
+    monkeypatch.setattr("sys.argv", ["fastreg", "explain", "tests.zoo.nets:mlp_act_drop", "--input", "10,16"])
+    __main__.main()
+    printed = capsys.readouterr().out
+    assert "1 gelu + dropout" in printed
+    # Two sites of 10 x 32 float32: activation and dropout 9 accesses, fused 5.
+    assert "0.023 MB by single" in printed and "0.0128 MB by one kernel" in printed
+    monkeypatch.setattr("sys.argv", ["fastreg", "explain", "torch"])
+    with pytest.raises(ValueError, match="must be named MODULE:FACTORY, got torch"):
+        __main__.main()

@@ -1,5 +1,8 @@
 """What a fused site computes: the layers' settings, read at each call, and the fused function."""
 
+from collections.abc import Callable
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 
 from fastreg.conversion.layers import activation_of, drop_probability, is_drop_path, norm_arguments
@@ -7,6 +10,18 @@ from fastreg.functional import _activation, _fused
 from fastreg.functional._activation import Activation
 
 Act = nn.Module | Activation | None
+_observer: Callable | None = None
+
+
+@contextmanager
+def observed_by(observer: Callable):
+    """Within, each site's call is told: observer(input, whether there is a norm, activations, residual, dropout)."""
+    global _observer
+    outer, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = outer
 
 
 def _activation_and_weight(act: Act, weight):
@@ -35,6 +50,8 @@ def run_batch_norm_act(
     act_weight: Tensor | None = None,
 ) -> Tensor:
     """drop(act(norm(pre_act(input)) + residual)). A residual that broadcasts or promotes is added as torch does."""
+    if _observer is not None:
+        _observer(input, True, (pre_act is not None) + (act is not None), residual is not None, drop is not None)
     pre_act, pre_act_weight = _activation_and_weight(pre_act, pre_act_weight)
     act, act_weight = _activation_and_weight(act, act_weight)
     p = 0.0 if drop is None else drop_probability(drop)
@@ -63,6 +80,8 @@ def run_act_dropout(
     act_weight: Tensor | None = None,
 ) -> Tensor:
     """drop(act(input)) + residual. A residual that broadcasts or promotes is added as torch does."""
+    if _observer is not None:
+        _observer(input, False, int(act is not None), residual is not None, True)
     act, act_weight = _activation_and_weight(act, act_weight)
     p = drop_probability(drop)
     if p is not None and (residual is None or _can_be_residual(residual, input)):
