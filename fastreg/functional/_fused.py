@@ -112,7 +112,8 @@ def batch_norm_act_with_count(
     _activation.check_weight("batch_norm_act", "pre_act_weight", pre_act, pre_act_weight, input)
     if rng_state is not None:
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
-    normalise = batch_norm_with_count if takes_batch_norm(input) else _batch_norm_of_others
+    ours = takes_batch_norm(input)
+    normalise = batch_norm_with_count if ours else _batch_norm_of_others
     output = normalise(
         _activation.apply(pre_act, input, pre_act_weight),
         running_mean,
@@ -124,9 +125,10 @@ def batch_norm_act_with_count(
         momentum,
         eps,
     )
+    # In place where nobody else has the tensor, as models write it themselves.
     if residual is not None:
-        output = output + residual
-    output = _activation.apply(act, output, act_weight)
+        output = output.add_(residual) if ours else output + residual
+    output = output.relu_() if ours and act.name == "relu" else _activation.apply(act, output, act_weight)
     return dropout(output, p, rng_state=rng_state) if p else output
 
 
