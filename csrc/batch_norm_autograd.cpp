@@ -1,9 +1,9 @@
 // The derivatives of batch norm, for every backend, as nodes in C++: in small calls the overhead is the cost.
 // fastreg/ops/batch_norm.py has the formulas of the second derivatives.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "autograd.h"
 #include "checks.h"
 
 namespace fastreg {
@@ -15,46 +15,28 @@ using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 const auto& train_operator() {
-  static const auto op = find<std::tuple<Tensor, Tensor>(
+  static const auto op = find_operator<std::tuple<Tensor, Tensor>(
       const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
       const OptionalTensor&, std::optional<double>, double)>("fastreg::batch_norm_train");
   return op;
 }
 const auto& eval_operator() {
-  static const auto op =
-      find<Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&, double)>(
-          "fastreg::batch_norm_eval");
+  static const auto op = find_operator<Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                              const Tensor&, const Tensor&, double)>("fastreg::batch_norm_eval");
   return op;
 }
 const auto& train_backward_operator() {
   static const auto op =
-      find<Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, std::array<bool, 3>)>(
+      find_operator<Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, std::array<bool, 3>)>(
           "fastreg::batch_norm_train_backward");
   return op;
 }
 const auto& eval_backward_operator() {
   static const auto op =
-      find<Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, double,
-                     std::array<bool, 3>)>("fastreg::batch_norm_eval_backward");
+      find_operator<Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, double,
+                              std::array<bool, 3>)>("fastreg::batch_norm_eval_backward");
   return op;
-}
-
-// Calls an operator past its own autograd.
-template <class Operator, class... Arguments>
-auto call_below(const Operator& op, const Arguments&... arguments) {
-  const at::AutoDispatchBelowAutograd guard;
-  return op.call(arguments...);
-}
-// The same in a backward pass, except where that is to be differentiated again (create_graph=True).
-template <class Operator, class... Arguments>
-auto call_in_backward(const Operator& op, const Arguments&... arguments) {
-  return at::GradMode::is_enabled() ? op.call(arguments...) : call_below(op, arguments...);
 }
 
 OptionalTensor or_none(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
@@ -127,8 +109,6 @@ struct EvalNode : torch::autograd::Function<EvalNode> {
                         mask, 5);
   }
 };
-
-bool requires_grad(const OptionalTensor& t) { return t && t->defined() && t->requires_grad(); }
 
 // Whether autograd has to record a batch norm of these.
 bool records(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,

@@ -2,7 +2,9 @@
 // fastreg/functional raises the finer-grained errors that users see.
 #pragma once
 
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
+#include <c10/core/InferenceMode.h>
 
 #include "kernels/dropout_stream.h"
 
@@ -44,6 +46,13 @@ inline void check_residual(const char* op, const at::Tensor& residual, const at:
   TORCH_CHECK(residual.scalar_type() == input.scalar_type() && residual.device() == input.device(), op,
               ": residual must be ", input.scalar_type(), " on ", input.device(), " as the input, got ",
               residual.scalar_type(), " on ", residual.device());
+}
+
+// What torch demands of a tensor that is to be modified; autograd's demands come before.
+inline void check_writable(const char* op, const at::Tensor& input) {
+  at::assert_no_internal_overlap(input);
+  TORCH_CHECK(!input.is_inference() || c10::InferenceMode::is_enabled(), op,
+              ": input must not be an inference tensor where it is modified outside InferenceMode, got one");
 }
 
 inline void check_batch_norm_input(const char* op, const at::Tensor& input) {

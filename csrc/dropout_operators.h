@@ -10,7 +10,6 @@
 //                                order of x and y, or undefined
 #pragma once
 
-#include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -77,7 +76,6 @@ class DropoutOperators {
     }
 
     void in_place() {
-      at::assert_no_internal_overlap(input_);
       if (takes(input_)) {
         apply(input_, input_);
         mark_written(input_);
@@ -123,6 +121,7 @@ class DropoutOperators {
     return operation.into(output);
   }
   static void dropout_(Tensor& input, double p, const Tensor& rng_state, MaybeInts index_map, MaybeDoubles transform) {
+    check_writable("dropout", input);
     Operation operation(input, std::nullopt, p, index_map, transform);
     operation.use(rng_state);
     operation.in_place();
@@ -134,6 +133,7 @@ class DropoutOperators {
     return {operation.into(at::empty_like(input)), rng_state};
   }
   static Tensor dropout_seeded_(Tensor& input, double p, MaybeInts index_map, MaybeDoubles transform) {
+    check_writable("dropout", input);
     Operation operation(input, std::nullopt, p, index_map, transform);
     Tensor rng_state = operation.draw();
     operation.in_place();
@@ -148,6 +148,7 @@ class DropoutOperators {
   }
   static void feature_dropout_(Tensor& input, int64_t dims, double p, const Tensor& rng_state, MaybeInts index_map,
                                MaybeDoubles transform) {
+    check_writable("feature_dropout", input);
     Operation operation(input, dims, p, index_map, transform);
     operation.use(rng_state);
     operation.in_place();
@@ -161,6 +162,7 @@ class DropoutOperators {
   }
   static Tensor feature_dropout_seeded_(Tensor& input, int64_t dims, double p, MaybeInts index_map,
                                         MaybeDoubles transform) {
+    check_writable("feature_dropout", input);
     Operation operation(input, dims, p, index_map, transform);
     Tensor rng_state = operation.draw();
     operation.in_place();

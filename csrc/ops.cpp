@@ -1,5 +1,5 @@
 // The operators of fastreg: their schemas, and nothing else. Implementations are registered by csrc/cpu and
-// csrc/cuda, autograd formulas by fastreg/ops and csrc/batch_norm_autograd.cpp, fake kernels by fastreg/ops.
+// csrc/cuda, derivatives by csrc/*_autograd.cpp, fake kernels by fastreg/ops.
 #include <torch/library.h>
 
 // Tensors. rng_state: int64[2], (seed, offset) read as unsigned. strides: the dense strides in whose memory order the

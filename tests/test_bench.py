@@ -18,6 +18,7 @@ from bench import __main__ as command
 from bench import charts, environment, results, timing
 from bench.cases import Case, cases
 from bench.providers import FASTREG, TORCH, Provider, providers
+from tests.gpu_check.runner import heed_interrupts
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -294,7 +295,9 @@ def test_what_was_measured_outlives_an_interruption(failure, tmp_path, monkeypat
 def test_ctrl_c(tmp_path):
     line = [sys.executable, "-m", "bench", "--only", "training", "--device", "cpu", "--threads", "1"]
     line += ["--epochs", "100000", "--out", str(tmp_path)]
-    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=heed_interrupts
+    )
     try:
         bar = b""
         while not re.search(rb"\b[1-9]\d*/100000", bar):

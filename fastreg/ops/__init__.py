@@ -2,11 +2,9 @@
 
 The schemas are in csrc/ops.cpp, the implementations in csrc/cpu and csrc/cuda. Autograd:
 
-- Each operator has a formula of its own, registered with the dispatcher: direct calls, ``torch.compile`` and export
-  differentiate.
-- Batch norm's is a node in C++ (csrc/batch_norm_autograd.cpp), which eager calls take as well.
-- Eager calls of dropout take a classic ``torch.autograd.Function`` (forward with ctx, one output) that calls the
-  operator below autograd: it costs a third of the general machinery.
+- First derivatives are nodes in C++, registered with the dispatcher (csrc/dropout_autograd.cpp and
+  csrc/batch_norm_autograd.cpp): eager calls, direct calls, ``torch.compile`` and export take the same.
+- Dropout is its own derivative; the second derivatives of batch norm are here.
 """
 
 from fastreg._extension import available

@@ -64,10 +64,15 @@ class Job:
             return status, log.read()
 
 
+def heed_interrupts():
+    """Interrupts end this process, also where it was started in the background by a shell that made it ignore them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _run(command, log, seconds, environ):
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=environ,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:
         return process.wait(max(seconds, 0))
