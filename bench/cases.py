@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 
 # Reads and writes of a whole tensor that cannot be avoided. Masks, statistics and parameters are not counted.
+_DROPOUT_ACCESSES = {"forward": 2, "backward": 2, "both": 4}  # x to y, dy to dx
+_BATCH_NORM_ACCESSES = {"forward": 2, "backward": 3, "both": 5, "evaluation": 2}  # backward reads x and dy
 ACCESSES = {
-    ("dropout", "forward"): 2,  # read x, write y
-    ("dropout", "backward"): 2,  # read dy, write dx
-    ("dropout", "both"): 4,
-    ("batch_norm", "forward"): 2,  # read x, write y
-    ("batch_norm", "backward"): 3,  # read x and dy, write dx
-    ("batch_norm", "both"): 5,
-    ("batch_norm", "evaluation"): 2,
+    "dropout": _DROPOUT_ACCESSES,
+    "dropout2d": _DROPOUT_ACCESSES,
+    "alpha_dropout": _DROPOUT_ACCESSES,
+    "batch_norm": _BATCH_NORM_ACCESSES,
 }
 MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -38,7 +37,7 @@ class Case:
 
     @property
     def necessary_bytes(self) -> int:
-        return ACCESSES[self.op, self.direction] * self.tensor_bytes
+        return ACCESSES[self.op][self.direction] * self.tensor_bytes
 
     def describe(self) -> dict:
         """The columns that identify the case in the result files."""
@@ -67,13 +66,12 @@ def cases(quick: bool = False) -> list[Case]:
             ("dropout", (64, 64, 56, 56), fp32, "channels_last"),
             ("dropout", (16777216,), fp32, "contiguous"),
             ("dropout", (1048576,), bf16, "contiguous"),
+            *(("dropout2d", (32, 64, 56, 56), fp32, layout) for layout in MEMORY_FORMATS),
+            *(("alpha_dropout", (32, 64, 56, 56), fp32, layout) for layout in MEMORY_FORMATS),
             *(("batch_norm", shape, fp32, "contiguous") for shape in [(32, 100), (1024, 256)]),
             *(("batch_norm", shape, fp32, layout) for shape in images for layout in MEMORY_FORMATS),
             *(("batch_norm", (32, 64, 56, 56), bf16, layout) for layout in MEMORY_FORMATS),
         ]
-    directions = {op: [d for o, d in ACCESSES if o == op] for op, _ in ACCESSES}
     return [
-        Case(op, direction, shape, dtype, layout)
-        for op, shape, dtype, layout in tensors
-        for direction in directions[op]
+        Case(op, direction, shape, dtype, layout) for op, shape, dtype, layout in tensors for direction in ACCESSES[op]
     ]

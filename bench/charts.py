@@ -55,14 +55,14 @@ def speed(rows: list[dict], title: str, caption: str, path: Path) -> None:
     for op, _, tensor in ratios:
         if tensor not in tensors.setdefault(op, []):
             tensors[op].append(tensor)
-    directions = list(dict.fromkeys(direction for _, direction in ACCESSES))
+    directions = list(dict.fromkeys(direction for ways in ACCESSES.values() for direction in ways))
     heights = [len(names) + 1.5 for names in tensors.values()]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 1.1 + 0.32 * sum(heights)), layout="constrained")
         grid = figure.subplots(len(tensors), len(directions), sharex=True, squeeze=False, height_ratios=heights)
         for line, (op, names) in zip(grid, tensors.items(), strict=True):
             for ax, direction in zip(line, directions, strict=True):
-                if (op, direction) not in ACCESSES:
+                if direction not in ACCESSES[op]:
                     ax.set_visible(False)
                     continue
                 bars = [ratios.get((op, direction, name)) for name in names]

@@ -63,10 +63,13 @@ class Workload:
         return start.elapsed_time(end) * 1e-3
 
 
+_DROPOUTS = {"dropout": "Dropout", "dropout2d": "Dropout2d", "alpha_dropout": "AlphaDropout"}
+
+
 def layer_workload(case: Case, provider: Provider, inputs: list[torch.Tensor]) -> Workload:
     """`case` with a new layer of `provider`; gradients go to the input and the parameters."""
-    if case.op == "dropout":
-        layer = provider.layers.Dropout(0.5)
+    if case.op in _DROPOUTS:
+        layer = getattr(provider.layers, _DROPOUTS[case.op])(0.5)
     else:
         kind = provider.layers.BatchNorm1d if len(case.shape) == 2 else provider.layers.BatchNorm2d
         layer = kind(case.shape[1])
