@@ -6,12 +6,14 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/InferenceMode.h>
 
+#include "dispatch.h"
 #include "kernels/dropout_stream.h"
 
 namespace fastreg {
 
 inline void check_dropout(const char* op, const at::Tensor& input, double p) {
   TORCH_CHECK(at::isFloatingType(input.scalar_type()), op, ": input must be floating-point, got ", input.scalar_type());
+  dispatch_floating(input.scalar_type(), op, [](auto) {});  // refuses what no kernel takes
   TORCH_CHECK_VALUE(p >= 0.0 && p <= 1.0, op, ": p must lie in [0, 1], got ", p);
 }
 

@@ -4,6 +4,7 @@
 // output, whatever the gradient's own order; features are counted, so that no order matters. What is kept for it: 16
 // bytes, and the strides. The derivative is itself an operator with this derivative: so are all higher ones.
 #include <ATen/ops/empty_like.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -84,7 +85,9 @@ void keep(AutogradContext* ctx, const Kind& kind, const Tensor& rng_state, const
 }
 
 Tensor gradient_of_input(AutogradContext* ctx, const Tensor& grad_output) {
-  const Tensor rng_state = ctx->get_saved_variables()[0];
+  const variable_list variables = ctx->get_saved_variables();
+  TORCH_CHECK(variables.size() == 1, "dropout: rng_state must have been saved in forward, got an error there");
+  const Tensor& rng_state = variables[0];
   const auto& saved = ctx->saved_data;
   const auto find = [&](const char* name) {
     const auto it = saved.find(name);
@@ -136,8 +139,9 @@ struct InPlaceNode : torch::autograd::Function<InPlaceNode> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Kind& kind, const Compute& compute,
                         Tensor* used) {
     ctx->mark_dirty({input});
+    const Tensor in_order = kind.dims || input.is_non_overlapping_and_dense() ? input : at::empty_like(input);
     *used = compute();
-    keep(ctx, kind, *used, input.is_non_overlapping_and_dense() ? input : at::empty_like(input));
+    keep(ctx, kind, *used, in_order);
     return input;
   }
 
@@ -145,6 +149,11 @@ struct InPlaceNode : torch::autograd::Function<InPlaceNode> {
     return {gradient_of_input(ctx, grad_output[0]), Tensor(), Tensor(), Tensor()};
   }
 };
+
+// rng_state, or a copy of it that can be saved for the backward pass.
+Tensor savable(const Tensor& rng_state) {
+  return rng_state.is_inference() && !c10::InferenceMode::is_enabled() ? rng_state.clone() : rng_state;
+}
 
 template <class Compute>
 std::tuple<Tensor, Tensor> recorded(const Tensor& input, const OptionalTensor& residual, const Kind& kind,
@@ -166,13 +175,15 @@ Tensor recorded_in_place(const Tensor& input, const Kind& kind, const Compute& c
   return used;
 }
 
-Tensor dropout(const Tensor& input, double p, const Tensor& rng_state, Ints strides, Ints index_map,
+Tensor dropout(const Tensor& input, double p, const Tensor& given_state, Ints strides, Ints index_map,
                Doubles transform) {
+  const Tensor rng_state = savable(given_state);
   return std::get<0>(recorded(input, std::nullopt, {std::nullopt, p, index_map, transform}, [&] {
     return std::tuple(call_below(dropout_operator(), input, p, rng_state, strides, index_map, transform), rng_state);
   }));
 }
-void dropout_(Tensor& input, double p, const Tensor& rng_state, Ints index_map, Doubles transform) {
+void dropout_(Tensor& input, double p, const Tensor& given_state, Ints index_map, Doubles transform) {
+  const Tensor rng_state = savable(given_state);
   recorded_in_place(input, {std::nullopt, p, index_map, transform}, [&] {
     call_below(dropout_in_place_operator(), input, p, rng_state, index_map, transform);
     return rng_state;
@@ -188,15 +199,17 @@ Tensor dropout_seeded_(Tensor& input, double p, Ints index_map, Doubles transfor
   });
 }
 
-Tensor feature_dropout(const Tensor& input, int64_t dims, double p, const Tensor& rng_state, Ints index_map,
+Tensor feature_dropout(const Tensor& input, int64_t dims, double p, const Tensor& given_state, Ints index_map,
                        Doubles transform, const OptionalTensor& residual) {
+  const Tensor rng_state = savable(given_state);
   return std::get<0>(recorded(input, residual, {dims, p, index_map, transform}, [&] {
     return std::tuple(call_below(feature_operator(), input, dims, p, rng_state, index_map, transform, residual),
                       rng_state);
   }));
 }
-void feature_dropout_(Tensor& input, int64_t dims, double p, const Tensor& rng_state, Ints index_map,
+void feature_dropout_(Tensor& input, int64_t dims, double p, const Tensor& given_state, Ints index_map,
                       Doubles transform) {
+  const Tensor rng_state = savable(given_state);
   recorded_in_place(input, {dims, p, index_map, transform}, [&] {
     call_below(feature_in_place_operator(), input, dims, p, rng_state, index_map, transform);
     return rng_state;

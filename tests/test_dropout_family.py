@@ -275,6 +275,8 @@ def test_mask_of_odd_shapes(device, way):
     assert torch.equal(
         fastreg.dropout_mask([6, 5], 0.5, state, strides=(1, 6)), fastreg.dropout_mask([5, 6], 0.5, state).T
     )
+    empty = torch.empty(3, 0)
+    assert fastreg.dropout_mask(empty.shape, 0.5, state, strides=empty.stride()).shape == empty.shape
 
 
 # ---- torch's rules for numbers of dimensions

@@ -94,6 +94,24 @@ def test_view_made_without_grad_is_refused_in_place():
     assert (y == 1).all()
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_state_made_in_inference_mode(inplace):
+    with torch.inference_mode():
+        state = rng_state(7, 0)
+    x = torch.ones(64, requires_grad=True)
+    y = F.dropout(x * 1, inplace=inplace, rng_state=state)
+    y.sum().backward()
+    assert torch.equal(x.grad, y)
+
+
+def test_dtype_without_kernels_draws_nothing():
+    x = torch.ones(4).to(torch.float8_e5m2)
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="must be float32"):
+        torch.ops.fastreg.dropout_seeded(x, 0.5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 # ---- what is left to torch
 
 

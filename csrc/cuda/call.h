@@ -72,7 +72,9 @@ inline StateSource next_random_state() {
 namespace fastreg::cuda {
 
 inline void check(const char* op, cudaError_t error) {
-  TORCH_CHECK(error == cudaSuccess, op, ": CUDA launch failed: ", cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // reported here, and not to whoever asks next
+  TORCH_CHECK(false, op, ": CUDA launch failed: ", cudaGetErrorString(error));
 }
 
 }  // namespace fastreg::cuda

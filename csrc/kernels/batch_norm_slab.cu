@@ -50,14 +50,17 @@ cudaError_t query_device_limits(int device, DeviceLimits* limits) {
   limits->clusters[0] = limits->multiprocessors;
   const bool has_clusters = limits->compute_capability >= 90 && get(cudaDevAttrClusterLaunch) != 0;
   if (error != cudaSuccess || !has_clusters) return error;
+  const auto kernel = batch_norm_slab_train_kernel<float, kVector<float>, false>;
+  bool knows_clusters = false;
+  error = is_compiled_for(90, kernel, &knows_clusters);
+  if (error != cudaSuccess || !knows_clusters) return error;
   for (int i = 1; i < kClusterSizes; ++i) {
     LaunchConfig config;
     config.cluster = 1u << i;
     config.grid = dim3(config.cluster);
     config.block = dim3(unsigned(limits->threads_per_block));
     config.shared_bytes = size_t(limits->shared_per_block);
-    if (max_resident_clusters(config, batch_norm_slab_train_kernel<float, kVector<float>, false>,
-                              &limits->clusters[i]) != cudaSuccess) {
+    if (max_resident_clusters(config, kernel, &limits->clusters[i]) != cudaSuccess) {
       cudaGetLastError();  // a size that the device does not know
       limits->clusters[i] = 0;
     }

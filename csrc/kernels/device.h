@@ -45,8 +45,12 @@ namespace detail {
 template <class Kernel, class F>
 cudaError_t with_native(const LaunchConfig& config, Kernel* kernel, F&& f) {
   if (config.shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(config.shared_bytes));
+    // As much as the device has, not as much as this launch takes: the limit is the kernel's, and another thread may be
+    // about to launch it with more.
+    int device = 0, most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
     if (error != cudaSuccess) return error;
   }
   // Nor does a multiprocessor give it to shared memory unasked: too little, and the blocks are not resident together.
@@ -94,6 +98,16 @@ cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Ar
   });
 }
 
+// Whether the code that the current device runs for a kernel was compiled for this virtual architecture (10 * major +
+// minor) or a later one. Code compiled for an earlier one runs on a new device without its features.
+template <class... Parameters>
+cudaError_t is_compiled_for(int architecture, void (*kernel)(Parameters...), bool* compiled) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  *compiled = error == cudaSuccess && attributes.ptxVersion >= architecture;
+  return error;
+}
+
 // How many of the launch's clusters fit on the device together.
 template <class... Parameters>
 cudaError_t max_resident_clusters(const LaunchConfig& config, void (*kernel)(Parameters...), int* clusters) {
@@ -123,6 +137,12 @@ cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Ar
   request.kernel = reinterpret_cast<const void*>(kernel);
   request.run_thread = [kernel, arguments...] { kernel(Parameters(arguments)...); };
   return host_executor::launch(request);
+}
+
+template <class... Parameters>
+cudaError_t is_compiled_for(int, void (*)(Parameters...), bool* compiled) {
+  *compiled = true;
+  return cudaSuccess;
 }
 
 template <class... Parameters>

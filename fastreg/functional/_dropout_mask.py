@@ -75,6 +75,8 @@ def _is_dense(shape, strides):
     """Whether a tensor of this shape and these strides fills its memory without gap or overlap."""
     if len(shape) != len(strides):
         return False
+    if 0 in shape:
+        return True
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1):
         if stride != expected:
