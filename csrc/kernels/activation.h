@@ -56,6 +56,10 @@ FASTREG_HD bool is_gated(ActivationKind kind) {
          kind == ActivationKind::hardsigmoid;
 }
 
+// Bytes of a tensor of gates: one for each 16 bytes of the activation's input, in whole words. Their layout is each
+// backend's own.
+FASTREG_HD int64_t gate_bytes(int64_t elements, int element_bytes) { return (elements * element_bytes + 63) / 64 * 4; }
+
 namespace detail {
 
 // Of C's library: a function of C++'s would be an inline one, of which one instruction set's copy could serve another.

@@ -188,5 +188,14 @@ const testing::Test gates("activations: gates tell derivatives", [] {
   }
 });
 
+const testing::Test gate_sizes("activations: bytes of gates", [] {
+  expect_equal(gate_bytes(0, 4), 0, "none");
+  expect_equal(gate_bytes(1, 2), 4, "a word");
+  expect_equal(gate_bytes(32, 2), 4, "one byte for 8 halves");
+  expect_equal(gate_bytes(33, 2), 8, "a word more");
+  expect_equal(gate_bytes(32, 4), 8, "one byte for 4 floats");
+  expect_equal(gate_bytes(32, 8), 16, "one byte for 2 doubles");
+});
+
 }  // namespace
 }  // namespace fastreg
