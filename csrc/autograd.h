@@ -3,6 +3,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/InferenceMode.h>
 
 #include <utility>
 
@@ -24,6 +25,15 @@ template <class Operator, class... Arguments>
 auto call_in_backward(const Operator& op, Arguments&&... arguments) {
   return at::GradMode::is_enabled() ? op.call(std::forward<Arguments>(arguments)...)
                                     : call_below(op, std::forward<Arguments>(arguments)...);
+}
+
+inline std::optional<at::Tensor> or_none(const at::Tensor& t) {
+  return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
+}
+
+// rng_state, or a copy of it that can be saved for the backward pass.
+inline at::Tensor savable(const at::Tensor& rng_state) {
+  return rng_state.is_inference() && !c10::InferenceMode::is_enabled() ? rng_state.clone() : rng_state;
 }
 
 inline bool requires_grad(const std::optional<at::Tensor>& t) { return t && t->defined() && t->requires_grad(); }

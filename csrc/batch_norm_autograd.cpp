@@ -39,8 +39,6 @@ const auto& eval_backward_operator() {
   return op;
 }
 
-OptionalTensor or_none(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
-
 // Which of the gradients of input, weight and bias, the leading arguments of a node, autograd asks for. Arguments that
 // are None are not counted.
 std::array<bool, 3> wanted(const AutogradContext& ctx, bool has_weight, bool has_bias) {

@@ -12,6 +12,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "checks.h"
@@ -37,6 +38,87 @@ struct Gradients {
   at::Tensor input, weight, bias;
 };
 
+inline at::Tensor or_undefined(const std::optional<at::Tensor>& t) { return t ? *t : at::Tensor(); }
+
+inline Affine checked_affine(const char* op, const at::Tensor& input, const std::optional<at::Tensor>& weight,
+                             const std::optional<at::Tensor>& bias) {
+  check_batch_norm_input(op, input);
+  check_per_channel(op, "weight", weight, input);
+  check_per_channel(op, "bias", bias, input);
+  return {or_undefined(weight), or_undefined(bias)};
+}
+
+inline void check_written_apart(const char* op, const Running& running, const char* name, const at::Tensor& read) {
+  check_apart(op, "running_mean", running.mean, name, read);
+  check_apart(op, "running_var", running.var, name, read);
+  check_apart(op, "num_batches_tracked", running.num_batches_tracked, name, read);
+}
+
+// What training writes to beside its results, none of which shares memory with anything else.
+inline Running checked_running(const char* op, const at::Tensor& input, const Affine& affine,
+                               const std::optional<at::Tensor>& running_mean,
+                               const std::optional<at::Tensor>& running_var,
+                               const std::optional<at::Tensor>& num_batches_tracked, std::optional<double> momentum) {
+  const auto checked = [&](const char* name, const std::optional<at::Tensor>& t) {
+    check_per_channel(op, name, t, input);
+    if (t && t->defined()) at::assert_no_internal_overlap(*t);
+    return or_undefined(t);
+  };
+  const Running running = {checked("running_mean", running_mean), checked("running_var", running_var),
+                           or_undefined(num_batches_tracked), momentum};
+  check_momentum(op, momentum, running.num_batches_tracked, input);
+  check_written_apart(op, running, "input", input);
+  check_written_apart(op, running, "weight", affine.weight);
+  check_written_apart(op, running, "bias", affine.bias);
+  check_apart(op, "running_mean", running.mean, "running_var", running.var);
+  check_apart(op, "running_mean", running.mean, "num_batches_tracked", running.num_batches_tracked);
+  check_apart(op, "running_var", running.var, "num_batches_tracked", running.num_batches_tracked);
+  return running;
+}
+
+inline Statistics checked_statistics(const char* op, const at::Tensor& input, const at::Tensor& running_mean,
+                                     const at::Tensor& running_var, double eps) {
+  check_per_channel(op, "running_mean", running_mean, input);
+  check_per_channel(op, "running_var", running_var, input);
+  return {{}, running_mean, running_var, eps};
+}
+
+// Training forward: `compute` writes to the stats given to it and to the running statistics. Returns stats.
+template <class F>
+at::Tensor new_stats(const at::Tensor& x, const Running& running, F&& compute) {
+  const auto options = x.options().dtype(compute_dtype(x.scalar_type()));
+  if (x.numel() == 0) {
+    // A batch of nothing has no statistics, and leaves the running ones alone.
+    if (running.num_batches_tracked.defined()) running.num_batches_tracked.add_(1);
+    return at::full({3, x.size(1)}, std::numeric_limits<double>::quiet_NaN(), options);
+  }
+  const at::Tensor stats = at::empty({3, x.size(1)}, options);
+  compute(stats);
+  for (const at::Tensor& written : {running.mean, running.var, running.num_batches_tracked})
+    if (written.defined()) mark_written(written);
+  return stats;
+}
+
+// Memory for the gradients that are wanted; of an empty batch, their values.
+inline Gradients new_gradients(const at::Tensor& x, const at::Tensor& weight, bool input_wanted, bool weight_wanted,
+                               bool bias_wanted) {
+  const auto options = x.options().dtype(weight.defined() ? weight.scalar_type() : compute_dtype(x.scalar_type()));
+  Gradients gradients;
+  if (input_wanted) gradients.input = at::empty_like(x);
+  for (auto [wanted, sum] : {std::pair(weight_wanted, &gradients.weight), std::pair(bias_wanted, &gradients.bias)})
+    if (wanted) *sum = x.numel() > 0 ? at::empty({x.size(1)}, options) : at::zeros({x.size(1)}, options);
+  return gradients;
+}
+
+// A gradient as an operator returns it: an empty tensor where it was not asked for.
+inline at::Tensor or_empty(const at::Tensor& gradient, const at::Tensor& like) {
+  return gradient.defined() ? gradient : at::empty({0}, like.options());
+}
+// Likewise that of an operand [N, C, ...], in the memory order of empty_like(input).
+inline at::Tensor or_empty_in_order(const at::Tensor& gradient, const at::Tensor& input) {
+  return gradient.defined() ? in_order_of(gradient, input) : or_empty(gradient, input);
+}
+
 template <class Backend>
 struct BatchNormOperators {
   using Tensor = at::Tensor;
@@ -47,42 +129,28 @@ struct BatchNormOperators {
                                           const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                           const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
                                           double eps) {
-    const Affine affine = checked_affine(input, weight, bias);
-    const Running running = {checked_written("running_mean", running_mean, input),
-                             checked_written("running_var", running_var, input), or_undefined(num_batches_tracked),
-                             momentum};
-    check_momentum(op, momentum, running.num_batches_tracked, input);
-    check_written_apart(input, affine, running);
+    const Affine affine = checked_affine(op, input, weight, bias);
+    const Running running =
+        checked_running(op, input, affine, running_mean, running_var, num_batches_tracked, momentum);
 
     const typename Backend::Guard guard(input);
     const Tensor x = with_channel_layout(input);
-    const ChannelLayout layout = *channel_layout(x);
     Tensor y = at::empty_like(x);
-    const auto options = x.options().dtype(compute_dtype(x.scalar_type()));
-    Tensor stats;
-    if (x.numel() > 0) {
-      stats = at::empty({3, layout.channels}, options);
-      Backend::train(layout, x, y, affine, {stats, {}, {}, eps}, running);
-      for (const Tensor& written : {running.mean, running.var, running.num_batches_tracked})
-        if (written.defined()) mark_written(written);
-    } else {
-      // A batch of nothing has no statistics, and leaves the running ones alone.
-      stats = at::full({3, layout.channels}, std::numeric_limits<double>::quiet_NaN(), options);
-      if (running.num_batches_tracked.defined()) running.num_batches_tracked.add_(1);
-    }
+    const Tensor stats = new_stats(x, running, [&](const Tensor& written) {
+      Backend::train(*channel_layout(x), x, y, affine, {written, {}, {}, eps}, running);
+    });
     return {in_order_of(y, input), stats};
   }
 
   static Tensor eval(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                      const Tensor& running_mean, const Tensor& running_var, double eps) {
-    const Affine affine = checked_affine(input, weight, bias);
-    check_per_channel(op, "running_mean", running_mean, input);
-    check_per_channel(op, "running_var", running_var, input);
+    const Affine affine = checked_affine(op, input, weight, bias);
+    const Statistics statistics = checked_statistics(op, input, running_mean, running_var, eps);
 
     const typename Backend::Guard guard(input);
     const Tensor x = with_channel_layout(input);
     Tensor y = at::empty_like(x);
-    if (x.numel() > 0) Backend::eval(*channel_layout(x), x, y, affine, {{}, running_mean, running_var, eps});
+    if (x.numel() > 0) Backend::eval(*channel_layout(x), x, y, affine, statistics);
     return in_order_of(y, input);
   }
 
@@ -99,9 +167,8 @@ struct BatchNormOperators {
                                                           const Tensor& running_var, double eps,
                                                           std::array<bool, 3> output_mask) {
     check_batch_norm_input(op, input);
-    check_per_channel(op, "running_mean", running_mean, input);
-    check_per_channel(op, "running_var", running_var, input);
-    return backward(grad_output, input, weight, {{}, running_mean, running_var, eps}, output_mask);
+    return backward(grad_output, input, weight, checked_statistics(op, input, running_mean, running_var, eps),
+                    output_mask);
   }
 
   static void register_in(torch::Library& m) {
@@ -112,35 +179,6 @@ struct BatchNormOperators {
   }
 
  private:
-  static Tensor or_undefined(const OptionalTensor& t) { return t ? *t : Tensor(); }
-
-  static Affine checked_affine(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias) {
-    check_batch_norm_input(op, input);
-    check_per_channel(op, "weight", weight, input);
-    check_per_channel(op, "bias", bias, input);
-    return {or_undefined(weight), or_undefined(bias)};
-  }
-
-  static Tensor checked_written(const char* name, const OptionalTensor& t, const Tensor& input) {
-    check_per_channel(op, name, t, input);
-    if (t && t->defined()) at::assert_no_internal_overlap(*t);
-    return or_undefined(t);
-  }
-
-  static void check_written_apart(const Tensor& input, const Affine& affine, const Running& running) {
-    const auto check = [&](const char* name, const Tensor& written) {
-      check_apart(op, name, written, "input", input);
-      check_apart(op, name, written, "weight", affine.weight);
-      check_apart(op, name, written, "bias", affine.bias);
-    };
-    check("running_mean", running.mean);
-    check("running_var", running.var);
-    check("num_batches_tracked", running.num_batches_tracked);
-    check_apart(op, "running_mean", running.mean, "running_var", running.var);
-    check_apart(op, "running_mean", running.mean, "num_batches_tracked", running.num_batches_tracked);
-    check_apart(op, "running_var", running.var, "num_batches_tracked", running.num_batches_tracked);
-  }
-
   static std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input,
                                                      const OptionalTensor& weight, const Statistics& statistics,
                                                      std::array<bool, 3> output_mask) {
@@ -151,21 +189,9 @@ struct BatchNormOperators {
     const Tensor x = with_channel_layout(input);
     const Tensor dy = with_layout_of(grad_output, x);
     const Tensor w = or_undefined(weight);
-    const auto parameter = x.options().dtype(w.defined() ? w.scalar_type() : compute_dtype(x.scalar_type()));
-    Gradients gradients;
-    if (output_mask[0]) gradients.input = at::empty_like(x);
-    if (output_mask[1]) gradients.weight = at::empty({input.size(1)}, parameter);
-    if (output_mask[2]) gradients.bias = at::empty({input.size(1)}, parameter);
-    if (x.numel() > 0) {
-      Backend::backward(*channel_layout(x), dy, x, w, statistics, gradients);
-    } else {
-      for (const Tensor& sum : {gradients.weight, gradients.bias})
-        if (sum.defined()) sum.zero_();
-    }
-
-    const auto or_empty = [&](const Tensor& t) { return t.defined() ? t : at::empty({0}, x.options()); };
-    return {output_mask[0] ? in_order_of(gradients.input, input) : or_empty({}), or_empty(gradients.weight),
-            or_empty(gradients.bias)};
+    const Gradients gradients = new_gradients(x, w, output_mask[0], output_mask[1], output_mask[2]);
+    if (x.numel() > 0) Backend::backward(*channel_layout(x), dy, x, w, statistics, gradients);
+    return {or_empty_in_order(gradients.input, input), or_empty(gradients.weight, x), or_empty(gradients.bias, x)};
   }
 };
 

@@ -4,7 +4,6 @@
 // output, whatever the gradient's own order; features are counted, so that no order matters. What is kept for it: 16
 // bytes, and the strides. The derivative is itself an operator with this derivative: so are all higher ones.
 #include <ATen/ops/empty_like.h>
-#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -149,11 +148,6 @@ struct InPlaceNode : torch::autograd::Function<InPlaceNode> {
     return {gradient_of_input(ctx, grad_output[0]), Tensor(), Tensor(), Tensor()};
   }
 };
-
-// rng_state, or a copy of it that can be saved for the backward pass.
-Tensor savable(const Tensor& rng_state) {
-  return rng_state.is_inference() && !c10::InferenceMode::is_enabled() ? rng_state.clone() : rng_state;
-}
 
 template <class Compute>
 std::tuple<Tensor, Tensor> recorded(const Tensor& input, const OptionalTensor& residual, const Kind& kind,

@@ -22,6 +22,63 @@
 
 namespace fastreg {
 
+// The dropout in one call of an operator: its part of the arguments, checked, and what they mean to the kernels.
+template <class Backend>
+class Drop {
+ public:
+  // draws: how many there are to make.
+  Drop(const char* op, const at::Tensor& input, double p, int64_t draws, at::OptionalIntArrayRef index_map,
+       std::optional<at::ArrayRef<double>> transform)
+      : backend(input), op_(op), input_(input) {
+    check_dropout(op, input, p);
+    call.threshold = drop_threshold(p);
+    call.transform = drop_transform_for(op, transform, p);
+    call.map = index_map_for(op, index_map, draws);
+    // Where nothing is left to chance, nothing is drawn: the generator stays as it is.
+    is_random_ = input.numel() != 0 && p != 0.0 && p != 1.0;
+  }
+
+  void use(const at::Tensor& rng_state) {
+    check_rng_state(op_, rng_state, input_);
+    call.state = backend.given(rng_state);
+  }
+
+  at::Tensor draw() {
+    const auto options = at::TensorOptions().dtype(at::kLong).device(input_.device());
+    if (!is_random_) return at::zeros({2}, options);
+    at::Tensor rng_state = at::empty({2}, options);
+    call.state = backend.drawn(rng_state);
+    return rng_state;
+  }
+
+  typename Backend::Call backend;
+  DropoutCall<typename Backend::State> call{};
+
+ private:
+  const char* op_;
+  at::Tensor input_;
+  bool is_random_;
+};
+
+// How many draws dropout makes: one per index of the leading `dims` dimensions, or one per element.
+inline int64_t draws_of(const char* op, const at::Tensor& input, std::optional<int64_t> dims) {
+  if (!dims) return input.numel();
+  check_dims(op, *dims, input);
+  return c10::multiply_integers(input.sizes().slice(0, size_t(*dims)));
+}
+
+// A new tensor like input, in whose memory order dropout numbers the elements: that of empty_like(input), or as the
+// caller says.
+inline at::Tensor numbered_output(const char* op, const at::Tensor& input, at::OptionalIntArrayRef strides) {
+  if (!strides) return at::empty_like(input);
+  TORCH_CHECK_VALUE(int64_t(strides->size()) == input.dim(), op, ": strides must have ", input.dim(), " entries, got ",
+                    strides->size());
+  const at::Tensor output = at::empty_strided(input.sizes(), *strides, input.options());
+  TORCH_CHECK_VALUE(output.is_non_overlapping_and_dense(), op, ": strides must be those of a dense tensor, got ",
+                    output.strides(), " for shape ", output.sizes());
+  return output;
+}
+
 template <class Backend>
 class DropoutOperators {
   using Tensor = at::Tensor;
@@ -35,33 +92,17 @@ class DropoutOperators {
     // dims: draw once per index of so many leading dimensions; nullopt: once per element, in memory order.
     Operation(const Tensor& input, std::optional<int64_t> dims, double p, MaybeInts index_map, MaybeDoubles transform,
               const MaybeTensor& residual = std::nullopt)
-        : name_(dims ? "feature_dropout" : "dropout"), input_(input), dims_(dims), call_(input) {
-      check_dropout(name_, input, p);
-      if (dims) check_dims(name_, *dims, input);
+        : input_(input),
+          dims_(dims),
+          drop_(name(dims), input, p, draws_of(name(dims), input, dims), index_map, transform) {
       if (residual && residual->defined()) {
-        check_residual(name_, *residual, input);
+        check_residual(name(dims), *residual, input);
         residual_ = *residual;
       }
-      const int64_t draws = c10::multiply_integers(input.sizes().slice(0, size_t(dims.value_or(input.dim()))));
-      drop_.threshold = drop_threshold(p);
-      drop_.transform = drop_transform_for(name_, transform, p);
-      drop_.map = index_map_for(name_, index_map, draws);
-      // Where nothing is left to chance, nothing is drawn: the generator stays as it is.
-      is_random_ = input.numel() != 0 && p != 0.0 && p != 1.0;
     }
 
-    void use(const Tensor& rng_state) {
-      check_rng_state(name_, rng_state, input_);
-      drop_.state = call_.given(rng_state);
-    }
-
-    Tensor draw() {
-      const auto options = at::TensorOptions().dtype(at::kLong).device(input_.device());
-      if (!is_random_) return at::zeros({2}, options);
-      Tensor rng_state = at::empty({2}, options);
-      drop_.state = call_.drawn(rng_state);
-      return rng_state;
-    }
+    void use(const Tensor& rng_state) { drop_.use(rng_state); }
+    Tensor draw() { return drop_.draw(); }
 
     // Into `output`, dense and fresh: directly where the memory orders agree, else by a copy first.
     const Tensor& into(const Tensor& output) {
@@ -85,6 +126,8 @@ class DropoutOperators {
     }
 
    private:
+    static const char* name(std::optional<int64_t> dims) { return dims ? "feature_dropout" : "dropout"; }
+
     // Whether the kernels know the memory order of x, and a new tensor in one that they do.
     bool takes(const Tensor& x) const {
       return dims_ ? bool(feature_map(x, *dims_)) : x.is_non_overlapping_and_dense();
@@ -94,31 +137,25 @@ class DropoutOperators {
     }
 
     void apply(const Tensor& x, const Tensor& y) {
-      if (!dims_) return call_.apply(x, y, drop_);
+      if (!dims_) return drop_.backend.apply(x, y, drop_.call);
       const FeatureMap features = *feature_map(y, *dims_);
-      if (features.period == features.width && !residual_.defined()) return call_.apply(x, y, drop_);  // m = j
-      call_.apply_features(x, residual_.defined() ? with_layout_of(residual_, y) : residual_, y, features, drop_);
+      if (features.period == features.width && !residual_.defined())
+        return drop_.backend.apply(x, y, drop_.call);  // m = j
+      drop_.backend.apply_features(x, residual_.defined() ? with_layout_of(residual_, y) : residual_, y, features,
+                                   drop_.call);
     }
 
-    const char* name_;
     Tensor input_;
     std::optional<int64_t> dims_;
-    typename Backend::Call call_;
-    DropoutCall<typename Backend::State> drop_{};
+    Drop<Backend> drop_;
     Tensor residual_;
-    bool is_random_;
   };
 
   static Tensor dropout(const Tensor& input, double p, const Tensor& rng_state, MaybeInts strides, MaybeInts index_map,
                         MaybeDoubles transform) {
     Operation operation(input, std::nullopt, p, index_map, transform);
     operation.use(rng_state);
-    TORCH_CHECK_VALUE(!strides || int64_t(strides->size()) == input.dim(), "dropout: strides must have ", input.dim(),
-                      " entries, got ", strides->size());
-    const Tensor output = strides ? at::empty_strided(input.sizes(), *strides, input.options()) : at::empty_like(input);
-    TORCH_CHECK_VALUE(output.is_non_overlapping_and_dense(), "dropout: strides must be those of a dense tensor, got ",
-                      output.strides(), " for shape ", output.sizes());
-    return operation.into(output);
+    return operation.into(numbered_output("dropout", input, strides));
   }
   static void dropout_(Tensor& input, double p, const Tensor& rng_state, MaybeInts index_map, MaybeDoubles transform) {
     check_writable("dropout", input);

@@ -59,4 +59,54 @@ TORCH_LIBRARY(fastreg, m) {
       "batch_norm_eval_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor running_mean, "
       "Tensor running_var, float eps, bool[3] output_mask) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+
+  // dropout(act(batch_norm(pre_act(input)) + residual)). Activations: the names and parameters of
+  // csrc/kernels/activation.h. Elements are numbered as by dropout of a tensor like input; rng_state where p > 0.
+  // gate: where save_gate asks for it, and there is a residual and an act with two slopes, which of them the elements
+  // have, as the device's kernels lay it out; else empty.
+  m.def(
+      "batch_norm_act_train(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, str pre_act, "
+      "float pre_act_parameter, Tensor? residual, str act, float act_parameter, bool save_gate, float p, "
+      "Tensor? rng_state) -> (Tensor output, Tensor stats, Tensor gate)",
+      {at::Tag::needs_exact_strides});
+  m.def(
+      "batch_norm_act_train_seeded(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+      "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, str pre_act, "
+      "float pre_act_parameter, Tensor? residual, str act, float act_parameter, bool save_gate, float p) "
+      "-> (Tensor output, Tensor stats, Tensor gate, Tensor rng_state)",
+      {at::Tag::needs_exact_strides, at::Tag::nondeterministic_seeded});
+  m.def(
+      "batch_norm_act_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, "
+      "float eps, str pre_act, float pre_act_parameter, Tensor? residual, str act, float act_parameter, "
+      "bool save_gate, float p, Tensor? rng_state) -> (Tensor output, Tensor gate)",
+      {at::Tag::needs_exact_strides});
+  // bias where there is neither gate nor identity; residual where there was one, but neither gate nor identity.
+  m.def(
+      "batch_norm_act_train_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor stats, "
+      "str pre_act, float pre_act_parameter, Tensor? residual, Tensor? gate, str act, float act_parameter, float p, "
+      "Tensor? rng_state, bool[4] output_mask) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+      {at::Tag::needs_exact_strides});
+  m.def(
+      "batch_norm_act_eval_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
+      "Tensor running_mean, Tensor running_var, float eps, str pre_act, float pre_act_parameter, Tensor? residual, "
+      "Tensor? gate, str act, float act_parameter, float p, Tensor? rng_state, bool[4] output_mask) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+      {at::Tag::needs_exact_strides});
+
+  // dropout(act(input + bias)) + residual; bias: [C], added to input[..., c]. dims: feature dropout of so many leading
+  // dimensions (1 for drop path), default dropout of elements. strides as for dropout.
+  m.def(
+      "act_dropout(Tensor input, Tensor? bias, str act, float act_parameter, float p, Tensor? rng_state, "
+      "Tensor? residual, int? dims, SymInt[]? strides=None) -> Tensor",
+      {at::Tag::needs_exact_strides});
+  m.def(
+      "act_dropout_seeded(Tensor input, Tensor? bias, str act, float act_parameter, float p, Tensor? residual, "
+      "int? dims) -> (Tensor output, Tensor rng_state)",
+      {at::Tag::needs_exact_strides, at::Tag::nondeterministic_seeded});
+  m.def(
+      "act_dropout_backward(Tensor grad_output, Tensor input, Tensor? bias, str act, float act_parameter, float p, "
+      "Tensor? rng_state, int? dims, SymInt[] strides) -> Tensor grad_input",
+      {at::Tag::needs_exact_strides});
 }
