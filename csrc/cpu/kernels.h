@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "../kernels/activation.h"
 #include "../kernels/dropout_stream.h"
 #include "../kernels/types.h"
 
@@ -30,6 +31,42 @@ struct BackwardCoefficients {
 struct Planes {
   int64_t channels, size;
 };
+
+// A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, in the rows
+// layout a range of rows, of planes.channels elements each.
+struct Section {
+  bool rows;
+  Planes planes;
+  int64_t channel, begin, end;
+};
+
+// What stands around batch norm: y = dropout(act(batch_norm(pre_act(x)) + residual)). Pointers are to whole tensors, in
+// x's memory order, or null.
+template <class T>
+struct Epilogue {
+  Activation pre_act, act;
+  const T* residual;
+  // Bit i: whether the gate of act (see is_open) is open at element i. Written forward, all zero before; backward,
+  // where they are given, read in place of computing the argument again.
+  uint8_t* gates;
+  int64_t gate_bytes;
+  const uint64_t* keep;  // bit i: whether element i is kept; one word beyond them may be read; null: all are kept
+  compute_t<T> scale;    // of what is kept
+};
+
+// y = dropout(act(x + bias)) + residual.
+template <class T>
+struct ActDropout {
+  const compute_t<T>* bias;  // of the last dimension, of so many channels, over and over up to kBiasTail more; or null
+  int64_t channels;
+  Activation act;
+  const T* residual;  // or null
+  bool drops;         // else neither `drop` nor what follows is looked at
+  DropoutArguments drop;
+  const uint64_t* keep;  // feature draws, as feature_dropout takes them; null: one draw for each element
+  FeatureMap features;
+};
+constexpr int64_t kBiasTail = 1024;
 
 // All sums are taken in double. In the "rows" functions x is [rows, channels], the channels-last layout, centre and
 // mean are arrays of padded(channels), and sums are two of them; the range is of rows. In the "planes" functions the
@@ -62,6 +99,21 @@ struct Kernels {
                             const BackwardCoefficients<C>&);
   void (*grad_input_rows)(const T* dy, const T* x, T* dx, int64_t channels, int64_t begin, int64_t end,
                           const BackwardCoefficients<C>&);
+
+  // The same four with what stands around batch norm. Backward computes z, the argument of act, as forward does, from
+  // the same coefficients; dy stands for the gradient of y, of which that of z is made first.
+  // sums = (sum of pre_act(x) - centre, sum of its square); centre, mean: an array, in either layout
+  void (*moments_act)(const Section&, const T* x, const Activation& pre_act, const double* centre, double* sums);
+  void (*normalize_act)(const Section&, const T* x, T* y, const ForwardCoefficients<C>&, const Epilogue<T>&);
+  void (*grad_sums_act)(const Section&, const T* dy, const T* x, const ForwardCoefficients<C>&, const double* mean,
+                        const Epilogue<T>&, double* sums);
+  // dx and dresidual may be null. Without mean_dy the statistics are constants: dx = dz * scale.
+  void (*grad_input_act)(const Section&, const T* dy, const T* x, T* dx, T* dresidual, const ForwardCoefficients<C>&,
+                         const BackwardCoefficients<C>&, const Epilogue<T>&);
+
+  // `begin` is a multiple of 64.
+  void (*act_dropout)(const T* x, T* y, int64_t begin, int64_t end, const ActDropout<T>&);
+  void (*act_dropout_backward)(const T* dy, const T* x, T* dx, int64_t begin, int64_t end, const ActDropout<T>&);
 };
 
 // The kernels for the instruction set in use: the best that the machine has, or less if ATEN_CPU_CAPABILITY

@@ -51,7 +51,7 @@ struct Activation {
 };
 
 // Whether the derivative takes two values, so that one bit tells it: see is_open.
-FASTREG_HD bool is_gated(ActivationKind kind) {
+FASTREG_HD constexpr bool is_gated(ActivationKind kind) {
   return kind == ActivationKind::relu || kind == ActivationKind::relu6 || kind == ActivationKind::leaky_relu ||
          kind == ActivationKind::hardsigmoid;
 }

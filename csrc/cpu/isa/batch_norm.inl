@@ -93,24 +93,44 @@ FASTREG_HD void add_grad_sums(V dy, V x, V mean, V& sum, V& sum_of_products) {
   sum_of_products += dy * (x - mean);
 }
 
+// Over `count` elements that lie together.
+template <class T>
+FASTREG_HD void add_run_moments(const T* x, int64_t count, int64_t ahead, double centre, LaneSums& s) {
+  const f64 c = broadcast(centre);
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep)
+    for (int k = 0; k < kParts; ++k) {
+      prefetch(x + i + k * kF64 + ahead);
+      add_moments(widen(x + i + k * kF64), c, s.a[k], s.b[k]);
+    }
+  for_each_part(count - i, [&](int k, int64_t rest) {
+    add_moments(widen_up_to(x + i + k * kF64, rest, centre), c, s.a[k], s.b[k]);
+  });
+}
+
+template <class G, class T>
+FASTREG_HD void add_run_grad_sums(const G* dy, const T* x, int64_t count, int64_t ahead, double mean, LaneSums& s) {
+  const f64 m = broadcast(mean);
+  int64_t i = 0;
+  for (; i + kStep <= count; i += kStep)
+    for (int k = 0; k < kParts; ++k) {
+      prefetch(x + i + k * kF64 + ahead);
+      prefetch(dy + i + k * kF64 + ahead);
+      add_grad_sums(widen(dy + i + k * kF64), widen(x + i + k * kF64), m, s.a[k], s.b[k]);
+    }
+  for_each_part(count - i, [&](int k, int64_t rest) {
+    const int64_t j = i + k * kF64;
+    add_grad_sums(widen_up_to(dy + j, rest, 0), widen_up_to(x + j, rest, mean), m, s.a[k], s.b[k]);
+  });
+}
+
 template <class T>
 void moments_planes(const T* x, Planes planes, int64_t channel, int64_t begin, int64_t end, double centre,
                     double* sums) {
   LaneSums s;
-  const f64 c = broadcast(centre);
   const int64_t ahead = prefetch_distance<T>(planes);
-  for (Runs run(planes, channel, begin, end); run.advance();) {
-    const T* p = x + run.offset;
-    int64_t i = 0;
-    for (; i + kStep <= run.count; i += kStep)
-      for (int k = 0; k < kParts; ++k) {
-        prefetch(p + i + k * kF64 + ahead);
-        add_moments(widen(p + i + k * kF64), c, s.a[k], s.b[k]);
-      }
-    for_each_part(run.count - i, [&](int k, int64_t rest) {
-      add_moments(widen_up_to(p + i + k * kF64, rest, centre), c, s.a[k], s.b[k]);
-    });
-  }
+  for (Runs run(planes, channel, begin, end); run.advance();)
+    add_run_moments(x + run.offset, run.count, ahead, centre, s);
   s.total(sums);
 }
 
@@ -118,22 +138,9 @@ template <class T>
 void grad_sums_planes(const T* dy, const T* x, Planes planes, int64_t channel, int64_t begin, int64_t end, double mean,
                       double* sums) {
   LaneSums s;
-  const f64 m = broadcast(mean);
   const int64_t ahead = prefetch_distance<T>(planes);
-  for (Runs run(planes, channel, begin, end); run.advance();) {
-    const T *p = x + run.offset, *g = dy + run.offset;
-    int64_t i = 0;
-    for (; i + kStep <= run.count; i += kStep)
-      for (int k = 0; k < kParts; ++k) {
-        prefetch(p + i + k * kF64 + ahead);
-        prefetch(g + i + k * kF64 + ahead);
-        add_grad_sums(widen(g + i + k * kF64), widen(p + i + k * kF64), m, s.a[k], s.b[k]);
-      }
-    for_each_part(run.count - i, [&](int k, int64_t rest) {
-      const int64_t j = i + k * kF64;
-      add_grad_sums(widen_up_to(g + j, rest, 0), widen_up_to(p + j, rest, mean), m, s.a[k], s.b[k]);
-    });
-  }
+  for (Runs run(planes, channel, begin, end); run.advance();)
+    add_run_grad_sums(dy + run.offset, x + run.offset, run.count, ahead, mean, s);
   s.total(sums);
 }
 
@@ -155,45 +162,55 @@ FASTREG_HD f64 widen_column(const T* p, int64_t rest, Whole) {
   return rest > 0 ? widen_first(p, rest, 0.0) : broadcast(0.0);
 }
 
+// Over some rows, `pitch` elements apart, of so many columns, of which the arrays hold padded ones.
+template <class T>
+FASTREG_HD void add_row_moments(const T* x, int64_t pitch, int64_t rows, int64_t columns, const double* centre,
+                                double* sum, double* sum_of_squares) {
+  for_each_step(columns, [&](int64_t c, auto whole) {
+    LaneSums s(sum + c, sum_of_squares + c);
+    f64 m[kParts];
+    for (int k = 0; k < kParts; ++k) m[k] = load(centre + c + k * kF64);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int k = 0; k < kParts; ++k) {
+        const int64_t column = c + k * kF64;
+        add_moments(widen_column(x + r * pitch + column, columns - column, whole), m[k], s.a[k], s.b[k]);
+      }
+    s.store_to(sum + c, sum_of_squares + c);
+  });
+}
+
+template <class G, class T>
+FASTREG_HD void add_row_grad_sums(const G* dy, int64_t dy_pitch, const T* x, int64_t x_pitch, int64_t rows,
+                                  int64_t columns, const double* mean, double* sum, double* sum_of_products) {
+  for_each_step(columns, [&](int64_t c, auto whole) {
+    LaneSums s(sum + c, sum_of_products + c);
+    f64 m[kParts];
+    for (int k = 0; k < kParts; ++k) m[k] = load(mean + c + k * kF64);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int k = 0; k < kParts; ++k) {
+        const int64_t column = c + k * kF64, rest = columns - column;
+        add_grad_sums(widen_column(dy + r * dy_pitch + column, rest, whole),
+                      widen_column(x + r * x_pitch + column, rest, whole), m[k], s.a[k], s.b[k]);
+      }
+    s.store_to(sum + c, sum_of_products + c);
+  });
+}
+
 template <class T>
 void moments_rows(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums) {
-  double *const sum = sums, *const sum_of_squares = sums + padded(channels);
   memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
-  for (int64_t row = begin; row < end; row += kRowGroup) {
-    const int64_t stop = row + kRowGroup < end ? row + kRowGroup : end;
-    for_each_step(channels, [&](int64_t c, auto whole) {
-      LaneSums s(sum + c, sum_of_squares + c);
-      f64 m[kParts];
-      for (int k = 0; k < kParts; ++k) m[k] = load(centre + c + k * kF64);
-      for (int64_t r = row; r < stop; ++r)
-        for (int k = 0; k < kParts; ++k) {
-          const int64_t column = c + k * kF64;
-          add_moments(widen_column(x + r * channels + column, channels - column, whole), m[k], s.a[k], s.b[k]);
-        }
-      s.store_to(sum + c, sum_of_squares + c);
-    });
-  }
+  for (int64_t row = begin; row < end; row += kRowGroup)
+    add_row_moments(x + row * channels, channels, row + kRowGroup < end ? kRowGroup : end - row, channels, centre, sums,
+                    sums + padded(channels));
 }
 
 template <class T>
 void grad_sums_rows(const T* dy, const T* x, int64_t channels, int64_t begin, int64_t end, const double* mean,
                     double* sums) {
-  double *const sum = sums, *const sum_of_products = sums + padded(channels);
   memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
-  for (int64_t row = begin; row < end; row += kRowGroup) {
-    const int64_t stop = row + kRowGroup < end ? row + kRowGroup : end;
-    for_each_step(channels, [&](int64_t c, auto whole) {
-      LaneSums s(sum + c, sum_of_products + c);
-      f64 m[kParts];
-      for (int k = 0; k < kParts; ++k) m[k] = load(mean + c + k * kF64);
-      for (int64_t r = row; r < stop; ++r)
-        for (int k = 0; k < kParts; ++k) {
-          const int64_t column = c + k * kF64, i = r * channels + column, rest = channels - column;
-          add_grad_sums(widen_column(dy + i, rest, whole), widen_column(x + i, rest, whole), m[k], s.a[k], s.b[k]);
-        }
-      s.store_to(sum + c, sum_of_products + c);
-    });
-  }
+  for (int64_t row = begin; row < end; row += kRowGroup)
+    add_row_grad_sums(dy + row * channels, channels, x + row * channels, channels,
+                      row + kRowGroup < end ? kRowGroup : end - row, channels, mean, sums, sums + padded(channels));
 }
 
 // ---- Elementwise ----

@@ -47,6 +47,11 @@ FASTREG_HD f64 choose(uint32_t bits, f64 a, f64 b) {
   return _mm256_blendv_pd(b, a, _mm256_castsi256_pd(_mm256_cmpeq_epi64(chosen, lane_bit)));
 }
 
+using f32_comparison = int32_t __attribute__((vector_size(32)));
+using f64_comparison = int64_t __attribute__((vector_size(32)));
+FASTREG_HD uint32_t lane_bits(f32_comparison v) { return uint32_t(_mm256_movemask_ps(__m256(v))); }
+FASTREG_HD uint32_t lane_bits(f64_comparison v) { return uint32_t(_mm256_movemask_pd(__m256d(v))); }
+
 FASTREG_HD f64 widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 FASTREG_HD f64 widen(const double* p) { return load(p); }
 FASTREG_HD f64 widen(const half* p) {

@@ -38,6 +38,11 @@ FASTREG_HD f64 multiply_add(f64 a, f64 b, f64 c) { return _mm512_fmadd_pd(a, b, 
 FASTREG_HD f32 choose(uint32_t bits, f32 a, f32 b) { return _mm512_mask_mov_ps(b, __mmask16(bits), a); }
 FASTREG_HD f64 choose(uint32_t bits, f64 a, f64 b) { return _mm512_mask_mov_pd(b, __mmask8(bits), a); }
 
+using f32_comparison = int32_t __attribute__((vector_size(64)));
+using f64_comparison = int64_t __attribute__((vector_size(64)));
+FASTREG_HD uint32_t lane_bits(f32_comparison v) { return _mm512_movepi32_mask(__m512i(v)); }
+FASTREG_HD uint32_t lane_bits(f64_comparison v) { return _mm512_movepi64_mask(__m512i(v)); }
+
 FASTREG_HD f64 widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 FASTREG_HD f64 widen(const double* p) { return load(p); }
 FASTREG_HD f64 widen(const half* p) {

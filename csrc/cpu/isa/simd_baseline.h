@@ -56,6 +56,12 @@ FASTREG_HD f32 choose(uint32_t bits, f32 a, f32 b) {
 }
 FASTREG_HD f64 choose(uint32_t bits, f64 a, f64 b) { return f64{bits & 1 ? a[0] : b[0], bits & 2 ? a[1] : b[1]}; }
 
+// Bit i is set where lane i of a comparison, which is 0 or -1, is true.
+using f32_comparison = int32_t __attribute__((vector_size(16)));
+using f64_comparison = int64_t __attribute__((vector_size(16)));
+FASTREG_HD uint32_t lane_bits(f32_comparison v) { return uint32_t((v[0] & 1) | (v[1] & 2) | (v[2] & 4) | (v[3] & 8)); }
+FASTREG_HD uint32_t lane_bits(f64_comparison v) { return uint32_t((v[0] & 1) | (v[1] & 2)); }
+
 // kF64 elements as doubles, from any address.
 template <class T>
 FASTREG_HD f64 widen(const T* p) {

@@ -7,14 +7,34 @@
 #include "dropout.inl"
 #include "feature_dropout.inl"
 
+#include "activation.inl"
+#include "tile.inl"
+
+#include "act_dropout.inl"
+#include "batch_norm_act.inl"
+
 namespace fastreg::cpu::FASTREG_ISA {
 
 template <class T>
 const Kernels<T>& table() {
   static constexpr Kernels<T> kTable = {
-      keep_bits,         dropout<T>,           feature_dropout<T>, moments_planes<T>,
-      moments_rows<T>,   normalize_planes<T>,  normalize_rows<T>,  grad_sums_planes<T>,
-      grad_sums_rows<T>, grad_input_planes<T>, grad_input_rows<T>,
+      keep_bits,
+      dropout<T>,
+      feature_dropout<T>,
+      moments_planes<T>,
+      moments_rows<T>,
+      normalize_planes<T>,
+      normalize_rows<T>,
+      grad_sums_planes<T>,
+      grad_sums_rows<T>,
+      grad_input_planes<T>,
+      grad_input_rows<T>,
+      moments_of_section<T>,
+      normalize_section<T>,
+      grad_sums_of_section<T>,
+      grad_input_of_section<T>,
+      act_dropout<T>,
+      act_dropout_backward<T>,
   };
   return kTable;
 }

@@ -1,0 +1,79 @@
+// Dropout with what stands next to it, on the CPU.
+#include "../act_dropout_operators.h"
+#include "dropout.h"
+#include "kept_bits.h"
+
+namespace fastreg::cpu {
+namespace {
+
+using at::Tensor;
+using Call = ActDropoutCall<RandomState>;
+
+// f(T{}, arguments) with the arguments of the kernels for tensors like x.
+template <class F>
+void with_arguments(const Tensor& x, const Call& call, F&& f) {
+  dispatch_floating(x.scalar_type(), "act_dropout", [&](auto tag) {
+    using T = decltype(tag);
+    ActDropout<T> a{};
+    a.act = call.act;
+    a.drops = call.drops;
+    if (call.residual.defined()) a.residual = const_data<T>(call.residual);
+
+    std::vector<compute_t<T>> bias;
+    if (call.bias.defined()) {
+      const T* values = const_data<T>(call.bias);
+      a.channels = call.bias.size(0);
+      bias.resize(size_t(a.channels + kBiasTail));
+      for (size_t i = 0; i < bias.size(); ++i) {
+        const size_t period = size_t(a.channels);
+        bias[i] = i < period ? to_compute(values[i]) : bias[i - period];
+      }
+      a.bias = bias.data();
+    }
+
+    KeptBits draws;
+    if (call.drops) {
+      a.drop = call.drop;
+      if (call.features) {
+        a.features = *call.features;
+        draws = KeptBits(x.numel() / a.features.period * a.features.width, call.drop);
+        a.keep = draws.words();
+      }
+    }
+    f(tag, a);
+  });
+}
+
+void forward(const Tensor& x, const Tensor& y, const Call& call) {
+  advise_huge_pages(y);
+  with_arguments(x, call, [&](auto tag, const auto& arguments) {
+    using T = decltype(tag);
+    const T* from = const_data<T>(x);
+    T* to = data<T>(y);
+    in_parallel(x.numel(),
+                [&](int64_t begin, int64_t end) { kernels<T>().act_dropout(from, to, begin, end, arguments); });
+  });
+}
+
+void backward(const Tensor& dy, const Tensor& x, const Tensor& dx, const Call& call) {
+  advise_huge_pages(dx);
+  with_arguments(x, call, [&](auto tag, const auto& arguments) {
+    using T = decltype(tag);
+    const T *grad = const_data<T>(dy), *from = const_data<T>(x);
+    T* to = data<T>(dx);
+    in_parallel(x.numel(), [&](int64_t begin, int64_t end) {
+      kernels<T>().act_dropout_backward(grad, from, to, begin, end, arguments);
+    });
+  });
+}
+
+struct ActDropoutBackend {
+  using Dropout = DropoutBackend;
+  static constexpr auto forward = cpu::forward;
+  static constexpr auto backward = cpu::backward;
+};
+
+}  // namespace
+}  // namespace fastreg::cpu
+
+TORCH_LIBRARY_IMPL(fastreg, CPU, m) { fastreg::ActDropoutOperators<fastreg::cpu::ActDropoutBackend>::register_in(m); }

@@ -1,0 +1,317 @@
+// The passes of batch norm over memory: how the work is divided, and what is computed of channels between the passes.
+// How a channel's elements are divided depends on the shape alone, never on the number of threads, so neither does the
+// result.
+//
+// The passes themselves are a Work<T>'s, which knows the tensors of a call. For tasks of the Partition,
+//   start(c)                      a value that the channel's are not far from
+//   moments(task, centre, sums), normalize(task, forward)
+//   grad_sums(task, forward, mean, sums), grad_input(task, forward, backward)
+// do what the kernels of the same names do (kernels.h).
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <memory>
+
+#include "../batch_norm_operators.h"
+#include "../kernels/moments.h"
+#include "kernels.h"
+
+namespace fastreg::cpu {
+
+using at::Tensor;
+
+inline constexpr int64_t kChunk = 32768;    // elements that are worth another task
+inline constexpr int64_t kFewChannels = 8;  // so few channels are also divided within
+inline constexpr int64_t kMostChunks = 64;
+
+// How the elements are cut into tasks. In the planes layout a chunk is a range of one channel's elements, in the rows
+// layout a range of rows.
+struct Partition {
+  ChannelLayout layout;
+  int64_t chunk, chunks;
+
+  explicit Partition(const ChannelLayout& l) : layout(l) {
+    const int64_t n = l.per_channel();
+    if (l.channels_last) {
+      chunk = std::max({int64_t(64), kChunk / l.channels, n / kMostChunks});
+    } else {
+      chunk = l.channels < kFewChannels ? kChunk : n;
+    }
+    chunks = (n + chunk - 1) / chunk;
+  }
+
+  Planes planes() const { return {layout.channels, layout.size}; }
+  int64_t begin(int64_t k) const { return k * chunk; }
+  int64_t end(int64_t k) const { return std::min((k + 1) * chunk, layout.per_channel()); }
+  // In the planes layout a task is a chunk of a channel, numbered channel-major.
+  int64_t tasks() const { return layout.channels_last ? chunks : chunks * layout.channels; }
+  Section section(int64_t task) const {
+    if (layout.channels_last) return {true, planes(), 0, begin(task), end(task)};
+    return {false, planes(), task / chunks, begin(task % chunks), end(task % chunks)};
+  }
+  // Whether a task is a whole channel: its elements can stay in the cache from one reading to the next.
+  bool task_is_channel() const { return !layout.channels_last && chunks == 1; }
+
+  // f(first, last) over ranges of tasks.
+  template <class F>
+  void for_each(F&& f) const {
+    const int64_t elements = layout.per_channel() * layout.channels;
+    at::parallel_for(0, tasks(), std::max<int64_t>(1, kChunk * tasks() / elements), f);
+  }
+};
+
+// `rows` arrays of padded(channels) values, zero to begin with.
+template <class V>
+class ChannelRows {
+ public:
+  ChannelRows(int rows, int64_t channels) : pitch_(padded(channels)), values_(new V[size_t(rows * pitch_)]()) {}
+  V* operator[](int row) const { return values_.get() + row * pitch_; }
+
+ private:
+  int64_t pitch_;
+  std::unique_ptr<V[]> values_;
+};
+
+// The two sums of every task: one pair of numbers in the planes layout, one pair of rows in the other.
+class PartialSums {
+ public:
+  explicit PartialSums(const Partition& p)
+      : partition_(p),
+        pitch_(p.layout.channels_last ? padded(p.layout.channels) : 1),
+        values_(new double[size_t(2 * pitch_ * p.tasks())]) {}
+
+  double* of_task(int64_t task) const { return values_.get() + 2 * pitch_ * task; }
+
+  // Each channel's totals, added up in the order of the chunks.
+  void total(double* a, double* b) const {
+    const int64_t channels = partition_.layout.channels, chunks = partition_.chunks;
+    std::fill_n(a, channels, 0.0);
+    std::fill_n(b, channels, 0.0);
+    if (partition_.layout.channels_last) {
+      for (int64_t k = 0; k < chunks; ++k) add(of_task(k), of_task(k) + pitch_, channels, a, b);
+    } else {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t k = 0; k < chunks; ++k) add(of_task(c * chunks + k), of_task(c * chunks + k) + 1, 1, a + c, b + c);
+    }
+  }
+
+ private:
+  static void add(const double* from_a, const double* from_b, int64_t count, double* a, double* b) {
+    for (int64_t i = 0; i < count; ++i) a[i] += from_a[i], b[i] += from_b[i];
+  }
+
+  Partition partition_;
+  int64_t pitch_;
+  std::unique_ptr<double[]> values_;
+};
+
+// gather(task, sums) for every task, then finish(c, sum, other sum) for every channel, then write(task) for every
+// task. Where a task is a channel the three follow each other. `looks` is how often to gather; refine(c, sum) comes
+// between.
+template <class Gather, class Refine, class Finish, class Write>
+void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refine, Finish&& finish, Write&& write) {
+  if (p.task_is_channel()) {
+    p.for_each([&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) {
+        double sums[2] = {};
+        for (int look = 0; look < looks; ++look) {
+          if (look > 0) refine(c, sums[0]);
+          gather(c, sums);
+        }
+        finish(c, sums[0], sums[1]);
+        write(c);
+      }
+    });
+    return;
+  }
+  const int64_t channels = p.layout.channels;
+  const ChannelRows<double> totals(2, channels);
+  if (looks > 0) {
+    const PartialSums sums(p);
+    for (int look = 0; look < looks; ++look) {
+      for (int64_t c = 0; look > 0 && c < channels; ++c) refine(c, totals[0][c]);
+      p.for_each([&](int64_t first, int64_t last) {
+        for (int64_t task = first; task < last; ++task) gather(task, sums.of_task(task));
+      });
+      sums.total(totals[0], totals[1]);
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) finish(c, totals[0][c], totals[1][c]);
+  p.for_each([&](int64_t first, int64_t last) {
+    for (int64_t task = last; task-- > first;) write(task);  // backwards: what was read last is still in the cache
+  });
+}
+
+// f(c, element) for the elements of a parameter or statistic.
+template <class F>
+void for_each_value(const Tensor& t, F&& f) {
+  dispatch_floating(t.scalar_type(), "batch_norm", [&](auto tag) {
+    auto* p = static_cast<decltype(tag)*>(t.data_ptr());
+    const int64_t channels = t.size(0), stride = t.stride(0);
+    for (int64_t c = 0; c < channels; ++c) f(c, p[c * stride]);
+  });
+}
+
+template <class T>
+T* data_or_null(const Tensor& t) {
+  return t.defined() ? static_cast<T*>(t.data_ptr()) : nullptr;
+}
+
+template <class P>
+void assign(P& element, double value) {
+  element = from_compute<P>(compute_t<P>(value));
+}
+
+inline void read_values(const Tensor& t, int64_t channels, double otherwise, double* values) {
+  if (t.defined()) {
+    for_each_value(t, [&](int64_t c, const auto& element) { values[c] = double(to_compute(element)); });
+  } else {
+    std::fill_n(values, channels, otherwise);
+  }
+}
+
+// Training. make_work(T{}, partition) gives the Work<T>.
+template <class MakeWork>
+void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine, const Statistics& statistics,
+                     const Running& running, MakeWork&& make_work) {
+  const Partition partition(layout);
+  const int64_t channels = layout.channels;
+  const double n = double(layout.per_channel());
+  const ChannelRows<double> rows(4, channels);
+  double *const w = rows[0], *const b = rows[1], *const centre = rows[2], *const variance = rows[3];
+  double* const mean = centre;  // which a channel's centre becomes when it is finished
+  read_values(affine.weight, channels, 1.0, w);
+  read_values(affine.bias, channels, 0.0, b);
+
+  dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
+    using T = decltype(tag);
+    using C = compute_t<T>;
+    const auto work = make_work(tag, partition);
+    // What is known of the mean after the first look at a channel: any of its values does for a start.
+    for (int64_t c = 0; c < channels; ++c) centre[c] = work.start(c);
+    const ChannelRows<C> coefficients(4, channels);
+    const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
+    C* const saved = data<C>(statistics.stats);
+
+    // Double sums of doubles have no digits to spare: a second look, centred on the mean, restores those that the
+    // first one lost.
+    constexpr int kLooks = std::is_same_v<T, double> ? 2 : 1;
+    in_two_passes(
+        partition, kLooks, [&](int64_t task, double* sums) { work.moments(task, centre, sums); },
+        [&](int64_t c, double sum) { centre[c] += sum / n; },
+        [&](int64_t c, double sum, double sum_of_squares) {
+          const Moments<double> m = moments_from_sums(n, sum, sum_of_squares);
+          const double invstd = inverse_deviation(m.m2 / n, statistics.eps);
+          coefficients[0][c] = saved[c] = C(centre[c]);
+          coefficients[1][c] = saved[channels + c] = C(m.mean + (centre[c] - double(saved[c])));
+          saved[2 * channels + c] = C(invstd);
+          coefficients[2][c] = C(double(saved[2 * channels + c]) * w[c]);  // as backward has it
+          coefficients[3][c] = C(b[c]);
+          mean[c] += m.mean;
+          variance[c] = m.m2 / (n - 1);
+        },
+        [&](int64_t task) { work.normalize(task, forward); });
+  });
+
+  int64_t batches = 0;
+  if (running.num_batches_tracked.defined()) batches = ++*running.num_batches_tracked.mutable_data_ptr<int64_t>();
+  const double factor = running.momentum ? *running.momentum : 1.0 / double(batches);
+  const auto update = [&](const Tensor& statistic, const double* of_batch) {
+    if (!statistic.defined()) return;
+    for_each_value(statistic, [&](int64_t c, auto& element) {
+      assign(element, updated_running(double(to_compute(element)), of_batch[c], factor));
+    });
+  };
+  update(running.mean, mean);
+  update(running.var, variance);
+}
+
+// Evaluation: one pass.
+template <class MakeWork>
+void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine, const Statistics& statistics,
+                    MakeWork&& make_work) {
+  const Partition partition(layout);
+  const int64_t channels = layout.channels;
+  const ChannelRows<double> rows(4, channels);
+  read_values(affine.weight, channels, 1.0, rows[0]);
+  read_values(affine.bias, channels, 0.0, rows[1]);
+  read_values(statistics.running_mean, channels, 0.0, rows[2]);
+  read_values(statistics.running_var, channels, 1.0, rows[3]);
+
+  dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
+    using C = compute_t<decltype(tag)>;
+    const auto work = make_work(tag, partition);
+    const ChannelRows<C> coefficients(4, channels);
+    for (int64_t c = 0; c < channels; ++c) {
+      coefficients[0][c] = C(rows[2][c]);
+      coefficients[2][c] = C(inverse_deviation(rows[3][c], statistics.eps) * rows[0][c]);
+      coefficients[3][c] = C(rows[1][c]);
+    }
+    const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
+    partition.for_each([&](int64_t first, int64_t last) {
+      for (int64_t task = first; task < last; ++task) work.normalize(task, forward);
+    });
+  });
+}
+
+// Backward of both. Without statistics.stats the running statistics normalise, which are constants.
+template <class MakeWork>
+void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine,
+                        const Statistics& statistics, const Gradients& gradients, MakeWork&& make_work) {
+  const Partition partition(layout);
+  const int64_t channels = layout.channels;
+  const double n = double(layout.per_channel());
+  const bool training = statistics.stats.defined();
+  const bool need_sums =
+      (training && gradients.input.defined()) || gradients.weight.defined() || gradients.bias.defined();
+  const ChannelRows<double> rows(7, channels);
+  double *const centre = rows[0], *const delta = rows[1], *const invstd = rows[2], *const w = rows[3];
+  double *const b = rows[4], *const sum_dy = rows[5], *const sum_dy_x = rows[6];
+  if (training) {
+    dispatch_floating(statistics.stats.scalar_type(), "batch_norm", [&](auto tag) {
+      const auto* values = const_data<decltype(tag)>(statistics.stats);
+      for (double* row : {centre, delta, invstd})
+        for (int64_t c = 0; c < channels; ++c) row[c] = double(to_compute(*values++));
+    });
+  } else {
+    read_values(statistics.running_mean, channels, 0.0, centre);
+    read_values(statistics.running_var, channels, 1.0, invstd);
+    for (int64_t c = 0; c < channels; ++c) invstd[c] = inverse_deviation(invstd[c], statistics.eps);
+  }
+  read_values(affine.weight, channels, 1.0, w);
+  read_values(affine.bias, channels, 0.0, b);
+
+  dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
+    using C = compute_t<decltype(tag)>;
+    const auto work = make_work(tag, partition);
+    const ChannelRows<C> coefficients(6, channels);
+    for (int64_t c = 0; c < channels; ++c) {
+      coefficients[0][c] = C(centre[c]);
+      coefficients[1][c] = C(delta[c]);
+      coefficients[2][c] = C(invstd[c] * w[c]);
+      coefficients[3][c] = C(b[c]);
+    }
+    const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
+    const BackwardCoefficients<C> backward = {coefficients[0], coefficients[1], coefficients[2],
+                                              training ? coefficients[4] : nullptr, coefficients[5]};
+
+    in_two_passes(
+        partition, need_sums ? 1 : 0, [&](int64_t task, double* sums) { work.grad_sums(task, forward, centre, sums); },
+        [](int64_t, double) {},
+        [&](int64_t c, double sum, double sum_of_products) {
+          sum_dy[c] = sum;
+          sum_dy_x[c] = sum_of_products - delta[c] * sum;
+          coefficients[4][c] = C(sum / n);
+          coefficients[5][c] = C(sum_dy_x[c] / n * invstd[c] * invstd[c]);
+        },
+        [&](int64_t task) { work.grad_input(task, forward, backward); });
+  });
+
+  if (gradients.weight.defined())
+    for_each_value(gradients.weight, [&](int64_t c, auto& element) { assign(element, sum_dy_x[c] * invstd[c]); });
+  if (gradients.bias.defined())
+    for_each_value(gradients.bias, [&](int64_t c, auto& element) { assign(element, sum_dy[c]); });
+}
+
+}  // namespace fastreg::cpu
