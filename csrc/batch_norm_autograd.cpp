@@ -137,10 +137,42 @@ Tensor eval(const Tensor& input, const OptionalTensor& weight, const OptionalTen
   return EvalNode::apply(input, weight, bias, EvalNode::Statistics{running_mean, running_var}, eps);
 }
 
+void check_not_recorded(const char* op, std::initializer_list<OptionalTensor> tensors) {
+  if (!at::GradMode::is_enabled()) return;
+  for (const OptionalTensor& t : tensors)
+    TORCH_CHECK_NOT_IMPLEMENTED(!requires_grad(t), op,
+                                ": arguments must not require grad, got one that does: SyncBatchNorm has derivatives");
+}
+
+// The steps of batch norm over several parts: only all of them together have a derivative.
+Tensor moments(const Tensor& input) {
+  static const auto op = find_operator<Tensor(const Tensor&)>("fastreg::batch_norm_moments");
+  check_not_recorded("batch_norm_moments", {input});
+  return call_below(op, input);
+}
+Tensor normalize(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& stats) {
+  static const auto op =
+      find_operator<Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&)>(
+          "fastreg::batch_norm_normalize");
+  check_not_recorded("batch_norm_normalize", {input, weight, bias, stats});
+  return call_below(op, input, weight, bias, stats);
+}
+Tensor grad_input(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const Tensor& stats,
+                  const Tensor& grad_means) {
+  static const auto op =
+      find_operator<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&)>(
+          "fastreg::batch_norm_grad_input");
+  check_not_recorded("batch_norm_grad_input", {grad_output, input, weight, stats, grad_means});
+  return call_below(op, grad_output, input, weight, stats, grad_means);
+}
+
 }  // namespace
 }  // namespace fastreg
 
 TORCH_LIBRARY_IMPL(fastreg, Autograd, m) {
+  m.impl("batch_norm_moments", TORCH_FN(fastreg::moments));
+  m.impl("batch_norm_normalize", TORCH_FN(fastreg::normalize));
+  m.impl("batch_norm_grad_input", TORCH_FN(fastreg::grad_input));
   m.impl("batch_norm_train", TORCH_FN(fastreg::train));
   m.impl("batch_norm_eval", TORCH_FN(fastreg::eval));
 }

@@ -33,6 +33,7 @@ struct Running {
 struct Statistics {
   at::Tensor stats, running_mean, running_var;
   double eps;
+  at::Tensor grad_means = {};  // backward: [2, C], means of dy and of dy * x_hat, where they are known already
 };
 struct Gradients {
   at::Tensor input, weight, bias;

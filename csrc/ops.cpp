@@ -60,6 +60,21 @@ TORCH_LIBRARY(fastreg, m) {
       "Tensor running_var, float eps, bool[3] output_mask) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 
+  // Training over several parts of a batch: moments of each, all merged, then each part normalised; backward,
+  // batch_norm_train_backward without weight and grad_input gives each part's sums, then comes batch_norm_grad_input.
+  // moments: [3 C + 1], the stats of a part with eps = 0, then its number of values per channel, 0 in an empty part.
+  m.def("batch_norm_moments(Tensor input) -> Tensor");
+  // moments: [parts, 3 C + 1], merged in their order. Running statistics as in batch_norm_train; where all parts
+  // together have too few values for a statistic it stays as it is. count: float64[], values per channel of all parts.
+  m.def(
+      "batch_norm_merge(Tensor moments, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor(c!)? num_batches_tracked, float? momentum, float eps) -> (Tensor stats, Tensor count)");
+  m.def("batch_norm_normalize(Tensor input, Tensor? weight, Tensor? bias, Tensor stats) -> Tensor");
+  // grad_means: [2, C] in the dtype of stats, means of dy and of dy * (x - mean) * invstd over all parts.
+  m.def(
+      "batch_norm_grad_input(Tensor grad_output, Tensor input, Tensor? weight, Tensor stats, Tensor grad_means) "
+      "-> Tensor");
+
   // dropout(act(batch_norm(pre_act(input)) + residual)). Activations: the names and parameters of
   // csrc/kernels/activation.h. Elements are numbered as by dropout of a tensor like input; rng_state where p > 0.
   // gate: where save_gate asks for it, and there is a residual and an act with two slopes, which of them the elements

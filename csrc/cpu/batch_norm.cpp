@@ -1,4 +1,6 @@
 // Batch norm on the CPU.
+#include "../batch_norm_sync_operators.h"
+#include "../kernels/batch_norm_merge.h"
 #include "batch_norm_passes.h"
 #include "huge_pages.h"
 
@@ -26,7 +28,9 @@ struct PlainWork {
     }
   }
 
-  void normalize(int64_t task, const ForwardCoefficients<C>& f) const { normalize(task, x, f); }
+  void normalize(int64_t task, const ForwardCoefficients<C>& f) const {
+    if (y != nullptr) normalize(task, x, f);
+  }
 
   void grad_sums(int64_t task, const ForwardCoefficients<C>&, const double* mean, double* sums) const {
     if (p.layout.channels_last) {
@@ -68,7 +72,7 @@ auto plain_work(const Tensor& dy, const Tensor& x, const Tensor& y) {
 
 void train(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
            const Statistics& statistics, const Running& running) {
-  advise_huge_pages(y);
+  if (y.defined()) advise_huge_pages(y);
   train_in_passes(layout, x, affine, statistics, running, plain_work({}, x, y));
 }
 
@@ -84,6 +88,35 @@ void backward(const ChannelLayout& layout, const Tensor& dy, const Tensor& x, co
   backward_in_passes(layout, x, {weight, {}}, statistics, gradients, plain_work(dy, x, gradients.input));
 }
 
+void merge(const Tensor& moments, const Statistics& statistics, const Tensor& count, const Running& running) {
+  const int64_t channels = statistics.stats.size(1);
+  const ChannelRows<double> rows(2, channels);
+  double *const mean = rows[0], *const variance = rows[1];
+  double total = 0;
+  dispatch_floating(moments.scalar_type(), "batch_norm", [&](auto tag) {
+    using C = decltype(tag);
+    if constexpr (std::is_same_v<C, compute_t<C>>) {  // float or double
+      const C* const values = const_data<C>(moments);
+      C* const stats = data<C>(statistics.stats);
+      for (int64_t c = 0; c < channels; ++c) {
+        const MergedStatistics m = merged_statistics(moments.size(0), channels, c, statistics.eps,
+                                                     [&](int64_t i) { return double(values[i]); });
+        stats[c] = C(m.centre);
+        stats[channels + c] = C(m.delta);
+        stats[2 * channels + c] = C(m.invstd);
+        mean[c] = m.mean;
+        variance[c] = m.variance;
+        total = m.count;
+      }
+    }
+  });
+  count.fill_(total);
+  double factor = running.momentum.value_or(0.0);
+  if (!running.momentum) factor = 1.0 / double(running.num_batches_tracked.item<int64_t>());
+  if (total >= 1) update_running(running.mean, mean, factor);
+  if (total >= 2) update_running(running.var, variance, factor);
+}
+
 struct BatchNormBackend {
   struct Guard {
     explicit Guard(const Tensor&) {}
@@ -91,9 +124,13 @@ struct BatchNormBackend {
   static constexpr auto train = cpu::train;
   static constexpr auto eval = cpu::eval;
   static constexpr auto backward = cpu::backward;
+  static constexpr auto merge = cpu::merge;
 };
 
 }  // namespace
 }  // namespace fastreg::cpu
 
-TORCH_LIBRARY_IMPL(fastreg, CPU, m) { fastreg::BatchNormOperators<fastreg::cpu::BatchNormBackend>::register_in(m); }
+TORCH_LIBRARY_IMPL(fastreg, CPU, m) {
+  fastreg::BatchNormOperators<fastreg::cpu::BatchNormBackend>::register_in(m);
+  fastreg::BatchNormSyncOperators<fastreg::cpu::BatchNormBackend>::register_in(m);
+}

@@ -171,6 +171,30 @@ inline void read_values(const Tensor& t, int64_t channels, double otherwise, dou
   }
 }
 
+inline void update_running(const Tensor& statistic, const double* of_batch, double factor) {
+  if (!statistic.defined()) return;
+  for_each_value(statistic, [&](int64_t c, auto& element) {
+    assign(element, updated_running(double(to_compute(element)), of_batch[c], factor));
+  });
+}
+
+// What x is normalised with in evaluation or was in training: a pair of numbers for the mean, 1 / deviation.
+inline void read_statistics(const Statistics& statistics, int64_t channels, double* centre, double* delta,
+                            double* invstd) {
+  if (statistics.stats.defined()) {
+    dispatch_floating(statistics.stats.scalar_type(), "batch_norm", [&](auto tag) {
+      const auto* values = const_data<decltype(tag)>(statistics.stats);
+      for (double* row : {centre, delta, invstd})
+        for (int64_t c = 0; c < channels; ++c) row[c] = double(to_compute(*values++));
+    });
+    return;
+  }
+  read_values(statistics.running_mean, channels, 0.0, centre);
+  std::fill_n(delta, channels, 0.0);
+  read_values(statistics.running_var, channels, 1.0, invstd);
+  for (int64_t c = 0; c < channels; ++c) invstd[c] = inverse_deviation(invstd[c], statistics.eps);
+}
+
 // Training. make_work(T{}, partition) gives the Work<T>.
 template <class MakeWork>
 void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine, const Statistics& statistics,
@@ -217,36 +241,32 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
   int64_t batches = 0;
   if (running.num_batches_tracked.defined()) batches = ++*running.num_batches_tracked.mutable_data_ptr<int64_t>();
   const double factor = running.momentum ? *running.momentum : 1.0 / double(batches);
-  const auto update = [&](const Tensor& statistic, const double* of_batch) {
-    if (!statistic.defined()) return;
-    for_each_value(statistic, [&](int64_t c, auto& element) {
-      assign(element, updated_running(double(to_compute(element)), of_batch[c], factor));
-    });
-  };
-  update(running.mean, mean);
-  update(running.var, variance);
+  update_running(running.mean, mean, factor);
+  update_running(running.var, variance, factor);
 }
 
-// Evaluation: one pass.
+// Evaluation, or with statistics.stats those: one pass.
 template <class MakeWork>
 void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine, const Statistics& statistics,
                     MakeWork&& make_work) {
   const Partition partition(layout);
   const int64_t channels = layout.channels;
-  const ChannelRows<double> rows(4, channels);
-  read_values(affine.weight, channels, 1.0, rows[0]);
-  read_values(affine.bias, channels, 0.0, rows[1]);
-  read_values(statistics.running_mean, channels, 0.0, rows[2]);
-  read_values(statistics.running_var, channels, 1.0, rows[3]);
+  const ChannelRows<double> rows(5, channels);
+  double *const centre = rows[0], *const delta = rows[1], *const invstd = rows[2], *const w = rows[3];
+  double* const b = rows[4];
+  read_statistics(statistics, channels, centre, delta, invstd);
+  read_values(affine.weight, channels, 1.0, w);
+  read_values(affine.bias, channels, 0.0, b);
 
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
     using C = compute_t<decltype(tag)>;
     const auto work = make_work(tag, partition);
     const ChannelRows<C> coefficients(4, channels);
     for (int64_t c = 0; c < channels; ++c) {
-      coefficients[0][c] = C(rows[2][c]);
-      coefficients[2][c] = C(inverse_deviation(rows[3][c], statistics.eps) * rows[0][c]);
-      coefficients[3][c] = C(rows[1][c]);
+      coefficients[0][c] = C(centre[c]);
+      coefficients[1][c] = C(delta[c]);
+      coefficients[2][c] = C(invstd[c] * w[c]);
+      coefficients[3][c] = C(b[c]);
     }
     const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
     partition.for_each([&](int64_t first, int64_t last) {
@@ -255,7 +275,8 @@ void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& 
   });
 }
 
-// Backward of both. Without statistics.stats the running statistics normalise, which are constants.
+// Backward of both. Without statistics.stats the running statistics normalise, which are constants; with
+// statistics.grad_means the means of the gradients are not those of these tensors.
 template <class MakeWork>
 void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine,
                         const Statistics& statistics, const Gradients& gradients, MakeWork&& make_work) {
@@ -263,28 +284,20 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
   const int64_t channels = layout.channels;
   const double n = double(layout.per_channel());
   const bool training = statistics.stats.defined();
+  const bool has_means = statistics.grad_means.defined();
   const bool need_sums =
-      (training && gradients.input.defined()) || gradients.weight.defined() || gradients.bias.defined();
+      (training && !has_means && gradients.input.defined()) || gradients.weight.defined() || gradients.bias.defined();
   const ChannelRows<double> rows(7, channels);
   double *const centre = rows[0], *const delta = rows[1], *const invstd = rows[2], *const w = rows[3];
   double *const b = rows[4], *const sum_dy = rows[5], *const sum_dy_x = rows[6];
-  if (training) {
-    dispatch_floating(statistics.stats.scalar_type(), "batch_norm", [&](auto tag) {
-      const auto* values = const_data<decltype(tag)>(statistics.stats);
-      for (double* row : {centre, delta, invstd})
-        for (int64_t c = 0; c < channels; ++c) row[c] = double(to_compute(*values++));
-    });
-  } else {
-    read_values(statistics.running_mean, channels, 0.0, centre);
-    read_values(statistics.running_var, channels, 1.0, invstd);
-    for (int64_t c = 0; c < channels; ++c) invstd[c] = inverse_deviation(invstd[c], statistics.eps);
-  }
+  read_statistics(statistics, channels, centre, delta, invstd);
   read_values(affine.weight, channels, 1.0, w);
   read_values(affine.bias, channels, 0.0, b);
 
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
     using C = compute_t<decltype(tag)>;
     const auto work = make_work(tag, partition);
+    const C* const means = has_means ? const_data<C>(statistics.grad_means) : nullptr;
     const ChannelRows<C> coefficients(6, channels);
     for (int64_t c = 0; c < channels; ++c) {
       coefficients[0][c] = C(centre[c]);
@@ -302,8 +315,10 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
         [&](int64_t c, double sum, double sum_of_products) {
           sum_dy[c] = sum;
           sum_dy_x[c] = sum_of_products - delta[c] * sum;
-          coefficients[4][c] = C(sum / n);
-          coefficients[5][c] = C(sum_dy_x[c] / n * invstd[c] * invstd[c]);
+          const double mean_dy = has_means ? double(means[c]) : sum / n;
+          const double mean_dy_x_hat = has_means ? double(means[channels + c]) : sum_dy_x[c] / n * invstd[c];
+          coefficients[4][c] = C(mean_dy);
+          coefficients[5][c] = C(mean_dy_x_hat * invstd[c]);
         },
         [&](int64_t task) { work.grad_input(task, forward, backward); });
   });

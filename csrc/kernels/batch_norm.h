@@ -62,4 +62,25 @@ cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const Bat
                                        const ChannelValues& dweight, const ChannelValues& dbias, void* coefficients,
                                        const Workspace& workspace, const Device& device);
 
+// ---- A batch in several parts ----
+
+// A part's statistics into statistics.stats, and nothing else. One launch.
+template <class T>
+cudaError_t launch_batch_norm_statistics(const T* x, const BatchNormShape& shape, const ChannelStatistics& statistics,
+                                         const RunningUpdate& running, const Workspace& workspace,
+                                         const Device& device);
+
+// The statistics of all parts: see batch_norm_merge.h. stats: [3, channels]. count: values per channel. Running
+// statistics are of type A; num_batches_tracked already counts this batch. One launch; channels is not zero.
+template <class A>
+cudaError_t launch_batch_norm_merge(const A* moments, int64_t parts, int64_t channels, double eps, A* stats,
+                                    double* count, const RunningUpdate& running, const Device& device);
+
+// dx of a part. coefficients: [2, channels] of compute type, of all parts: mean of dy, and the slope with which dx
+// depends on x - mean, mean of dy * x_hat / deviation. One launch.
+template <class T>
+cudaError_t launch_batch_norm_grad_input(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
+                                         const ChannelValues& weight, const ChannelStatistics& statistics,
+                                         const void* coefficients, const Device& device);
+
 }  // namespace fastreg

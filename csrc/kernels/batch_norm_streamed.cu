@@ -91,15 +91,22 @@ WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shap
 }
 
 template <class T>
-cudaError_t launch_batch_norm_train(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
-                                    const ChannelValues& bias, const ChannelStatistics& statistics,
-                                    const RunningUpdate& running, const Workspace& workspace, const Device& device) {
-  const cudaError_t error = with_access<T>(shape, is_aligned(x), [&](auto v, auto rows) {
+cudaError_t launch_batch_norm_statistics(const T* x, const BatchNormShape& shape, const ChannelStatistics& statistics,
+                                         const RunningUpdate& running, const Workspace& workspace,
+                                         const Device& device) {
+  return with_access<T>(shape, is_aligned(x), [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
     const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(Moments<compute_t<T>>);
     return launch(config_for(plan, device, shared), batch_norm_moments_kernel<T, v, rows>, x, plan.division, statistics,
                   running, workspace);
   });
+}
+
+template <class T>
+cudaError_t launch_batch_norm_train(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
+                                    const ChannelValues& bias, const ChannelStatistics& statistics,
+                                    const RunningUpdate& running, const Workspace& workspace, const Device& device) {
+  const cudaError_t error = launch_batch_norm_statistics(x, shape, statistics, running, workspace, device);
   if (error != cudaSuccess) return error;
   return launch_normalize(x, y, shape, weight, bias, statistics, running.num_batches_tracked, device);
 }
@@ -109,6 +116,17 @@ cudaError_t launch_batch_norm_eval(const T* x, T* y, const BatchNormShape& shape
                                    const ChannelValues& bias, const ChannelStatistics& statistics,
                                    const Device& device) {
   return launch_normalize(x, y, shape, weight, bias, statistics, nullptr, device);
+}
+
+template <class T>
+cudaError_t launch_batch_norm_grad_input(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
+                                         const ChannelValues& weight, const ChannelStatistics& statistics,
+                                         const void* coefficients, const Device& device) {
+  return with_access<T>(shape, is_aligned(x) && is_aligned(dy) && is_aligned(dx), [&](auto v, auto rows) {
+    const Plan plan = plan_for(shape, v, device);
+    return launch(config_for(plan, device), batch_norm_grad_input_kernel<T, v, rows>, dy, x, dx, plan.division, weight,
+                  statistics, static_cast<const compute_t<T>*>(coefficients));
+  });
 }
 
 template <class T>
@@ -131,14 +149,15 @@ cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const Bat
     if (error != cudaSuccess || !training) return error;
   }
   if (dx == nullptr) return cudaSuccess;
-  return with_access<T>(shape, is_aligned(x) && is_aligned(dy) && is_aligned(dx), [&](auto v, auto rows) {
-    const Plan plan = plan_for(shape, v, device);
-    return launch(config_for(plan, device), batch_norm_grad_input_kernel<T, v, rows>, dy, x, dx, plan.division, weight,
-                  statistics, static_cast<const A*>(both));
-  });
+  return launch_batch_norm_grad_input(dy, x, dx, shape, weight, statistics, both, device);
 }
 
 #define FASTREG_INSTANTIATE(T)                                                                                         \
+  template cudaError_t launch_batch_norm_statistics(const T*, const BatchNormShape&, const ChannelStatistics&,         \
+                                                    const RunningUpdate&, const Workspace&, const Device&);            \
+  template cudaError_t launch_batch_norm_grad_input(const T*, const T*, T*, const BatchNormShape&,                     \
+                                                    const ChannelValues&, const ChannelStatistics&, const void*,       \
+                                                    const Device&);                                                    \
   template cudaError_t launch_batch_norm_train(const T*, T*, const BatchNormShape&, const ChannelValues&,              \
                                                const ChannelValues&, const ChannelStatistics&, const RunningUpdate&,   \
                                                const Workspace&, const Device&);                                       \

@@ -5,6 +5,7 @@ from torch import nn
 from fastreg.conversion import layers
 from fastreg.conversion.classes import PLANS
 from fastreg.conversion.fusion import fuse as fuse_parent
+from fastreg.nn import sync_batch_norm
 
 
 def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
@@ -31,7 +32,7 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
     Returns:
         Module: model itself.
     """
-    revert(model)
+    _restore(model)
     modules = list(model.modules())
     for module in modules:
         layers.replace(module)
@@ -42,7 +43,9 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Undo :func:`convert`, in place: every module has the class that it had, and its state_dict stays as it is.
+    """Undo :func:`convert` and ``SyncBatchNorm.convert_sync_batchnorm``, in place.
+
+    Every module has the class that it had, and its state_dict stays as it is.
 
     Args:
         model (Module): any module, converted or not.
@@ -50,6 +53,12 @@ def revert(model: nn.Module) -> nn.Module:
     Returns:
         Module: model itself.
     """
+    for module in model.modules():
+        sync_batch_norm.restore(module)
+    return _restore(model)
+
+
+def _restore(model):
     for module in model.modules():
         layers.restore(module)
         module.__dict__.pop(PLANS, None)

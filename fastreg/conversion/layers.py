@@ -141,6 +141,8 @@ def is_norm(module: nn.Module) -> bool:
         return is_identity(module.drop) and is_identity(module.act)
     if qualified_name(type(module)) in FROZEN_NORMS:
         return True
+    if isinstance(module, fastreg.nn.SyncBatchNorm):
+        return False  # it has to ask other processes
     return (
         type(module) in TORCHS
         and isinstance(module, nn.modules.batchnorm._BatchNorm)

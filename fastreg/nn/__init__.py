@@ -19,6 +19,7 @@ from fastreg.nn.dropout import (
     FeatureAlphaDropout,
 )
 from fastreg.nn.fused import ActDropout, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, BiasActDropoutAdd
+from fastreg.nn.sync_batch_norm import SyncBatchNorm, SyncBatchNormAct
 
 __all__ = [
     "ActDropout",
@@ -40,4 +41,6 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "SyncBatchNorm",
+    "SyncBatchNormAct",
 ]

@@ -7,6 +7,12 @@ from fastreg.reference import batch_norm as reference
 
 train = torch.ops.fastreg.batch_norm_train.default
 evaluate = torch.ops.fastreg.batch_norm_eval.default
+train_backward = torch.ops.fastreg.batch_norm_train_backward.default
+# Of a batch in several parts: see fastreg/functional/_sync_batch_norm.py.
+moments = torch.ops.fastreg.batch_norm_moments.default
+merge = torch.ops.fastreg.batch_norm_merge.default
+normalize = torch.ops.fastreg.batch_norm_normalize.default
+grad_input = torch.ops.fastreg.batch_norm_grad_input.default
 
 
 def _compute_dtype(x):
@@ -61,6 +67,28 @@ def _(grad_output, input, weight, stats, output_mask):
 @register_fake("fastreg::batch_norm_eval_backward")
 def _(grad_output, input, weight, running_mean, running_var, eps, output_mask):
     return _fake_gradients(input, weight, output_mask)
+
+
+@register_fake("fastreg::batch_norm_moments")
+def _(input):
+    _check_per_channel(input)
+    return input.new_empty(3 * input.shape[1] + 1, dtype=_compute_dtype(input))
+
+
+@register_fake("fastreg::batch_norm_merge")
+def _(moments, running_mean, running_var, num_batches_tracked, momentum, eps):
+    return moments.new_empty((3, moments.shape[1] // 3)), moments.new_empty((), dtype=torch.float64)
+
+
+@register_fake("fastreg::batch_norm_normalize")
+def _(input, weight, bias, stats):
+    _check_per_channel(input, weight=weight, bias=bias)
+    return torch.empty_like(input)
+
+
+@register_fake("fastreg::batch_norm_grad_input")
+def _(grad_output, input, weight, stats, grad_means):
+    return torch.empty_like(input)
 
 
 # ---- second derivatives; csrc/batch_norm_autograd.cpp has the first
