@@ -52,7 +52,7 @@ const auto& feature_dropout_operator() {
   return op;
 }
 
-struct Node : torch::autograd::Function<Node> {
+struct ActDropoutNode : torch::autograd::Function<ActDropoutNode> {
   static constexpr bool is_traceable = true;
 
   struct Arguments {
@@ -124,11 +124,11 @@ struct Node : torch::autograd::Function<Node> {
 
 template <class Compute>
 std::tuple<Tensor, Tensor> recorded(const Tensor& input, const OptionalTensor& bias, const OptionalTensor& residual,
-                                    const Node::Arguments& arguments, const Compute& compute) {
+                                    const ActDropoutNode::Arguments& arguments, const Compute& compute) {
   if (!at::GradMode::is_enabled() || !(input.requires_grad() || requires_grad(bias) || requires_grad(residual)))
     return compute();
   Tensor used;
-  Tensor output = Node::apply(input, bias, residual, arguments, compute, &used);
+  Tensor output = ActDropoutNode::apply(input, bias, residual, arguments, compute, &used);
   return {std::move(output), std::move(used)};
 }
 

@@ -78,7 +78,7 @@ struct Running {
   double eps = 0.0;
 };
 
-struct Node : torch::autograd::Function<Node> {
+struct BatchNormActNode : torch::autograd::Function<BatchNormActNode> {
   static constexpr bool is_traceable = true;
 
   // compute(save_gate) -> Results, below autograd; *results receives them.
@@ -157,7 +157,7 @@ Results recorded(const Tensor& input, const OptionalTensor& weight, const Option
     return compute(save_gate);
   const Running running = training ? Running{} : Running{*running_mean, *running_var, eps};
   Results results;
-  results.output = Node::apply(
+  results.output = BatchNormActNode::apply(
       input, weight, bias, residual, fused, running, [&](bool gated) { return compute(save_gate || gated); }, &results);
   return results;
 }

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import fastreg
-from fastreg.functional import Activation, _activation, act_dropout, batch_norm_act
+from fastreg import _activation
+from fastreg.functional import Activation, act_dropout, batch_norm_act
 from tests.common import DEVICES, DTYPES, channels_last, contiguous, transposed
 from tests.tolerances import error, ulp
 

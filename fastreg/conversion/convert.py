@@ -37,7 +37,7 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
     for module in modules:
         layers.replace(module)
     if fuse:
-        for module in modules:
+        for module in reversed(modules):  # a parent's plan holds for the classes that its children have in the end
             fuse_parent(module)
     return model
 

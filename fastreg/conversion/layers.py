@@ -8,9 +8,9 @@ import functools
 from torch import Tensor, nn
 
 import fastreg.nn
+from fastreg import _activation
+from fastreg._activation import Activation
 from fastreg.conversion.classes import Derived, derive, original_of
-from fastreg.functional import _activation
-from fastreg.functional._activation import Activation
 from fastreg.nn.batch_norm import statistics_and_settings
 from fastreg.nn.tracing import traced_call
 

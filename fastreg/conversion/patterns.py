@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
+from fastreg import _activation
+from fastreg._activation import Activation
 from fastreg.conversion import layers
 from fastreg.conversion.sites import run_act_dropout, run_batch_norm_act
-from fastreg.functional import _activation
-from fastreg.functional._activation import Activation
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 # Functions that drop or normalise by themselves: calls of them stay torch's.

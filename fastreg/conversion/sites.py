@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from fastreg import _activation
+from fastreg._activation import Activation
 from fastreg.conversion.layers import activation_of, drop_probability, is_drop_path, norm_arguments
-from fastreg.functional import _activation, _fused
-from fastreg.functional._activation import Activation
+from fastreg.functional import _fused
 
 Act = nn.Module | Activation | None
 _observer: Callable | None = None

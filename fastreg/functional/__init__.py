@@ -8,7 +8,7 @@ Where a call goes:
 - everything else (other devices, dtypes and layouts, tensor subclasses, ``FASTREG_DISABLE=1``): torch's own functions.
 """
 
-from fastreg.functional._activation import Activation
+from fastreg._activation import Activation
 from fastreg.functional._batch_norm import batch_norm
 from fastreg.functional._drop_path import drop_path
 from fastreg.functional._dropout import (

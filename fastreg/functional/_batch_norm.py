@@ -94,13 +94,23 @@ def batch_norm_with_count(
     statistics become averages over all batches: the batch's weight is 1 / num_batches_tracked, without a
     synchronisation of the device.
     """
+    check_batch_norm(input, running_mean, running_var, training, eps)
+    if not training:
+        return ops.batch_norm.evaluate(input, weight, bias, running_mean, running_var, eps)
+    return ops.batch_norm.train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)[0]
+
+
+def check_batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float
+) -> None:
+    """Raise what torch raises where the operators would not, or in other words."""
     if not training:
         if not eps >= 0.0:
             raise ValueError(f"batch_norm: eps must not be negative, got {eps}")
         for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
             if statistic is None:
                 raise RuntimeError(f"batch_norm: {name} must be given in evaluation, got None")
-        return ops.batch_norm.evaluate(input, weight, bias, running_mean, running_var, eps)
+        return
     if not eps > 0.0:
         raise ValueError(f"batch_norm: eps must be positive in training, got {eps}")
     if (running_mean is None) != (running_var is None):
@@ -113,4 +123,3 @@ def batch_norm_with_count(
             "batch_norm: input must have more than 1 value per channel when training, "
             f"got input size {list(input.shape)}"
         )
-    return ops.batch_norm.train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)[0]

@@ -30,8 +30,7 @@ def drop(name, input, p, inplace, rng_state, dims, transform, residual=None):
     """Dropout of a tensor of ours, with 0 < p. dims, transform, residual: as in ``fastreg.ops.dropout.apply``."""
     if dims is not None and input.dim() < dims:
         raise RuntimeError(f"{name}: input must have at least {dims} dimensions, got {input.dim()}")
-    if rng_state is None and rng_states.source is not None and p < 1.0 and input.numel():
-        rng_state = rng_states.source(input.device)
+    rng_state = given_state(input, p, rng_state)
     if not has_operators(input.device):
         return _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual)
     if is_compiling():
@@ -42,6 +41,13 @@ def drop(name, input, p, inplace, rng_state, dims, transform, residual=None):
         ops.dropout.apply_(input, p, rng_state, dims, transform)
         return input
     return ops.dropout.apply(input, p, rng_state, dims, transform, residual)
+
+
+def given_state(input, p, rng_state):
+    """The rng_state of a call with 0 < p: its own, or the next one of a recording or a replay, else None."""
+    if rng_state is None and rng_states.source is not None and p < 1.0 and input.numel():
+        return rng_states.source(input.device)
+    return rng_state
 
 
 def _drop_traced(input, p, inplace, rng_state, dims, transform, residual):

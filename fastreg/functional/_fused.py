@@ -1,19 +1,25 @@
 """Batch norm and dropout with what stands next to them.
 
-This is where the fused operations are defined. Today both are composed of fastreg's functions and torch's activations,
-one pass over memory for each: no kernel computes them in one. A kernel that does has to meet the tests of these.
+Each is one operator, where there is one for the tensors and the activation. Else it is composed of fastreg's functions
+and torch's activations, one pass over memory for each: where transforms have to see every step, for the activations
+with learned slopes, and for tensors that fastreg has no kernels for.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from fastreg import reference
-from fastreg.functional import _activation, _drop_path
-from fastreg.functional._activation import Activation
-from fastreg.functional._batch_norm import batch_norm_with_count, takes_batch_norm
+from fastreg import _activation, ops, reference, rng_states
+from fastreg._activation import Activation
+from fastreg._extension import available
+from fastreg._routing import has_operators, is_ours
+from fastreg.functional import _drop_path
+from fastreg.functional._batch_norm import batch_norm_with_count, check_batch_norm, takes_batch_norm
 from fastreg.functional._dropout import dropout
+from fastreg.functional._dropout_calls import given_state
 
 
 def batch_norm_act(
@@ -40,7 +46,7 @@ def batch_norm_act(
     hardsigmoid, sigmoid, tanh; with a parameter of their own as a pair, ``("leaky_relu", 0.2)`` (negative slope) or
     ``("elu", 0.5)`` (alpha).
 
-    Composed of :func:`batch_norm`, :func:`dropout` and torch's activations today.
+    One pass over memory more than plain batch norm where there is a residual, else none. prelu is composed.
 
     Args:
         input, running_mean, running_var, weight, bias, training, momentum, eps: as in :func:`batch_norm`.
@@ -113,6 +119,18 @@ def batch_norm_act_with_count(
     if rng_state is not None:
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
     ours = takes_batch_norm(input)
+    steps = (pre_act.name != "identity") + (residual is not None) + (act.name != "identity") + (p > 0.0)
+    if steps and ours and _is_native("batch_norm_act_train", input, pre_act, act, residual):
+        check_batch_norm(input, running_mean, running_var, training, eps)
+        statistics = (running_mean, running_var)
+        settings = (*_operands(pre_act), residual, *_operands(act), False, p)  # no gate but for autograd
+        rng_state = _state(input, p, rng_state, draws=training)
+        if not training:
+            return ops.batch_norm_act.evaluate(input, weight, bias, *statistics, eps, *settings, rng_state)[0]
+        arguments = (input, weight, bias, *statistics, num_batches_tracked, momentum, eps, *settings)
+        if p and rng_state is None:
+            return ops.batch_norm_act.train_seeded(*arguments)[0]
+        return ops.batch_norm_act.train(*arguments, rng_state)[0]
     normalise = batch_norm_with_count if ours else _batch_norm_of_others
     output = normalise(
         _activation.apply(pre_act, input, pre_act_weight),
@@ -146,7 +164,7 @@ def act_dropout(
 ) -> Tensor:
     """dropout(act(input + bias)) + residual.
 
-    Composed of :func:`dropout`, :func:`drop_path` and torch's activations today; drop_path adds the residual itself.
+    One pass over memory. prelu is composed.
 
     Args:
         input (Tensor): any shape.
@@ -174,18 +192,70 @@ def act_dropout(
     _check_p("act_dropout", p)
     _check_residual("act_dropout", input, residual)
     _activation.check_weight("act_dropout", "act_weight", act, act_weight, input)
-    if bias is not None:
-        if bias.dim() != 1 or input.dim() == 0 or bias.shape[0] != input.shape[-1]:
-            raise RuntimeError(
-                f"act_dropout: bias must have the size of input's last dimension, input has {list(input.shape)}, "
-                f"got {list(bias.shape)}"
-            )
-        input = input + bias
-    output = _activation.apply(act, input, act_weight)
+    if bias is not None and (bias.dim() != 1 or input.dim() == 0 or bias.shape[0] != input.shape[-1]):
+        raise RuntimeError(
+            f"act_dropout: bias must have the size of input's last dimension, input has {list(input.shape)}, "
+            f"got {list(bias.shape)}"
+        )
+    p = p if training else 0.0
+    steps = (bias is not None) + (act.name != "identity") + (p > 0.0) + (residual is not None)
+    if steps > 1 and _has_act_dropout(input, bias, act, residual, drop_path):
+        settings = (*_operands(act), p)
+        dims = 1 if drop_path and p else None
+        rng_state = _state(input, p, rng_state, draws=True)
+        if p and rng_state is None:
+            return ops.act_dropout.seeded(input, bias, *settings, residual, dims)[0]
+        strides = torch.empty_like(input).stride() if is_compiling() else None
+        return ops.act_dropout.given(input, bias, *settings, rng_state, residual, dims, strides)
+    output = _activation.apply(act, input if bias is None else input + bias, act_weight)
     if drop_path:
-        return _drop_path.drop_path(output, p, training, residual=residual, rng_state=rng_state)
-    output = dropout(output, p, training, rng_state=rng_state)
+        return _drop_path.drop_path(output, p, residual=residual, rng_state=rng_state)
+    output = dropout(output, p, rng_state=rng_state)
     return output if residual is None else output + residual
+
+
+# Of the backends whose kernels are there; the others are yet to come.
+_KERNELS = {
+    (name, device)
+    for name in ("batch_norm_act_train", "act_dropout")
+    for device in ("cpu", "cuda")
+    if available(device) and torch._C._dispatch_has_kernel_for_dispatch_key(f"fastreg::{name}", device.upper())
+}
+
+
+def _is_native(name, input, pre_act, act, residual):
+    """Whether the operators know the activations, and take the residual."""
+    if (name, input.device.type) not in _KERNELS:
+        return False
+    weighted = _activation.TABLE[pre_act.name].weighted or _activation.TABLE[act.name].weighted
+    return not weighted and (residual is None or is_ours(residual))
+
+
+def _has_act_dropout(input, bias, act, residual, drop_path):
+    return (
+        is_ours(input)
+        and has_operators(input.device)
+        and _is_native("act_dropout", input, _activation.IDENTITY, act, residual)
+        and (bias is None or (is_ours(bias) and bias.dtype == input.dtype))
+        and (input.dim() > 0 or not drop_path)
+    )
+
+
+def _operands(act):
+    """An activation as the operators take it."""
+    return act.name, act.parameter or 0.0
+
+
+def _state(input, p, rng_state, draws):
+    """The rng_state of an operator, None where there is no dropout. draws: whether an operator can draw it itself."""
+    if not p:
+        return None
+    rng_state = given_state(input, p, rng_state)
+    if rng_state is not None or (draws and not is_compiling()):
+        return rng_state
+    if p < 1.0 and input.numel():
+        return rng_states.draw_rng_state(input.device)
+    return torch.zeros(2, dtype=torch.int64, device=input.device)
 
 
 def _batch_norm_of_others(input, running_mean, running_var, num_batches_tracked, weight, bias, training, momentum, eps):

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from fastreg.functional import _activation, _fused
-from fastreg.functional._activation import Activation
+from fastreg import _activation
+from fastreg._activation import Activation
+from fastreg.functional import _fused
 from fastreg.nn import batch_norm
 from fastreg.nn.tracing import traced_call
 

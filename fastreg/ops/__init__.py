@@ -2,14 +2,14 @@
 
 The schemas are in csrc/ops.cpp, the implementations in csrc/cpu and csrc/cuda. Autograd:
 
-- First derivatives are nodes in C++, registered with the dispatcher (csrc/dropout_autograd.cpp and
-  csrc/batch_norm_autograd.cpp): eager calls, direct calls, ``torch.compile`` and export take the same.
-- Dropout is its own derivative; the second derivatives of batch norm are here.
+- First derivatives are nodes in C++, registered with the dispatcher (csrc/*_autograd.cpp): eager calls, direct calls,
+  ``torch.compile`` and export take the same.
+- Dropout is its own derivative; the second derivatives of batch norm and of the fused operators are here.
 """
 
 from fastreg._extension import available
 
 if available("cpu"):  # an extension is loaded: the operators exist
-    from fastreg.ops import batch_norm, dropout
+    from fastreg.ops import act_dropout, batch_norm, batch_norm_act, dropout
 
-    __all__ = ["batch_norm", "dropout"]
+    __all__ = ["act_dropout", "batch_norm", "batch_norm_act", "dropout"]

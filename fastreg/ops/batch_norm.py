@@ -15,14 +15,14 @@ normalize = torch.ops.fastreg.batch_norm_normalize.default
 grad_input = torch.ops.fastreg.batch_norm_grad_input.default
 
 
-def _compute_dtype(x):
+def compute_dtype(x):
     return torch.promote_types(x.dtype, torch.float32)
 
 
 # ---- fake kernels: shapes, dtypes and strides of what the operators return
 
 
-def _check_per_channel(input, **values):
+def check_per_channel(input, **values):
     """Raise what the operators raise where a parameter or statistic does not go with input."""
     if input.dim() < 2:
         raise ValueError(f"batch_norm: input must have at least 2 dimensions, got {input.dim()}")
@@ -40,18 +40,18 @@ def _check_per_channel(input, **values):
 
 @register_fake("fastreg::batch_norm_train")
 def _(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps):
-    _check_per_channel(input, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
-    return torch.empty_like(input), input.new_empty((3, input.shape[1]), dtype=_compute_dtype(input))
+    check_per_channel(input, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    return torch.empty_like(input), input.new_empty((3, input.shape[1]), dtype=compute_dtype(input))
 
 
 @register_fake("fastreg::batch_norm_eval")
 def _(input, weight, bias, running_mean, running_var, eps):
-    _check_per_channel(input, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    check_per_channel(input, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
     return torch.empty_like(input)
 
 
-def _fake_gradients(input, weight, output_mask):
-    parameter_dtype = _compute_dtype(input) if weight is None else weight.dtype
+def fake_gradients(input, weight, output_mask):
+    parameter_dtype = compute_dtype(input) if weight is None else weight.dtype
     grad_input = torch.empty_like(input) if output_mask[0] else input.new_empty(0)
     return grad_input, *(
         input.new_empty(input.shape[1], dtype=parameter_dtype) if wanted else input.new_empty(0)
@@ -61,12 +61,12 @@ def _fake_gradients(input, weight, output_mask):
 
 @register_fake("fastreg::batch_norm_train_backward")
 def _(grad_output, input, weight, stats, output_mask):
-    return _fake_gradients(input, weight, output_mask)
+    return fake_gradients(input, weight, output_mask)
 
 
 @register_fake("fastreg::batch_norm_eval_backward")
 def _(grad_output, input, weight, running_mean, running_var, eps, output_mask):
-    return _fake_gradients(input, weight, output_mask)
+    return fake_gradients(input, weight, output_mask)
 
 
 @register_fake("fastreg::batch_norm_moments")
@@ -96,7 +96,7 @@ def _(grad_output, input, weight, stats, grad_means):
 
 def _upcast(*tensors):
     """To the dtype that arithmetic is done in."""
-    return tuple(None if t is None else t.to(_compute_dtype(t)) for t in tensors)
+    return tuple(None if t is None else t.to(compute_dtype(t)) for t in tensors)
 
 
 def _downcast(gradients, likes):

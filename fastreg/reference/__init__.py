@@ -3,6 +3,6 @@
 They are the oracle of the tests, and run where no extension was built or a transform has to see every step.
 """
 
-from fastreg.reference import batch_norm, dropout
+from fastreg.reference import batch_norm, dropout, fused
 
-__all__ = ["batch_norm", "dropout"]
+__all__ = ["batch_norm", "dropout", "fused"]

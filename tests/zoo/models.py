@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastreg.functional import _activation
+from fastreg import _activation
 from tests.zoo import nets
 
 

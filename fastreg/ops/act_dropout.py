@@ -1,0 +1,64 @@
+"""Dropout with what stands next to it: fake kernels, second derivatives, and the operators themselves."""
+
+import torch
+from torch.library import register_autograd, register_fake
+
+from fastreg import _activation, reference
+from fastreg.ops.double_backward import differentiate, inputs_of, setup_context
+
+given = torch.ops.fastreg.act_dropout.default
+seeded = torch.ops.fastreg.act_dropout_seeded.default
+
+
+# ---- fake kernels: shapes, dtypes and strides of what the operators return
+
+
+def _check(input, residual, rng_state=None):
+    if residual is not None and residual.shape != input.shape:
+        raise RuntimeError(
+            f"act_dropout: residual must have the input's shape {list(input.shape)}, got {list(residual.shape)}"
+        )
+    if rng_state is not None:
+        reference.dropout.check_rng_state(rng_state, input, "act_dropout")
+
+
+@register_fake("fastreg::act_dropout")
+def _(input, bias, act, act_parameter, p, rng_state, residual, dims, strides=None):
+    _check(input, residual, rng_state)
+    return torch.empty_like(input) if strides is None else input.new_empty_strided(input.shape, strides)
+
+
+@register_fake("fastreg::act_dropout_seeded")
+def _(input, bias, act, act_parameter, p, residual, dims):
+    _check(input, residual)
+    return torch.empty_like(input), input.new_empty(2, dtype=torch.int64)
+
+
+@register_fake("fastreg::act_dropout_backward")
+def _(grad_output, input, bias, act, act_parameter, p, rng_state, dims, strides):
+    _check(input, grad_output, rng_state)
+    return input.new_empty_strided(input.shape, strides)
+
+
+# ---- second derivatives; csrc/act_dropout_autograd.cpp has the first
+
+
+def _double_backward(ctx, gradient):
+    grad_output, input, bias, act, act_parameter, p, rng_state, dims, strides = inputs_of(ctx)
+
+    def definition(x, bias):
+        return reference.fused.act_dropout(
+            x,
+            bias,
+            lambda z: _activation.apply(_activation.Activation(act, act_parameter), z),
+            p,
+            rng_state,
+            dims=dims,
+            strides=strides,
+        )
+
+    dg, dx, dbias = differentiate(definition, (input, bias), grad_output, (gradient, None))
+    return dg, dx, dbias, *[None] * 6
+
+
+register_autograd("fastreg::act_dropout_backward", _double_backward, setup_context=setup_context)
