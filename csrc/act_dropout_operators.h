@@ -44,6 +44,7 @@ class ActDropoutOperators {
           like(!dims || feature_map(numbered, *dims) ? numbered : at::empty_like(input, at::MemoryFormat::Contiguous)) {
       call.act = checked_activation(op, "act", act, act_parameter);
       call.drops = p != 0.0;
+      call.drop = drop.call;
       if (dims) call.features = feature_map(like, *dims);
       x = with_layout_of(input, like);
       if (bias && bias->defined()) add(*bias);

@@ -46,6 +46,7 @@ class BatchNormActOperators {
         : drop(op, input, p, input.numel(), std::nullopt, std::nullopt), input(input), x(with_channel_layout(input)) {
       fusion.pre_act = pre_act;
       fusion.act = act;
+      fusion.drop = drop.call;
       if (residual && residual->defined()) {
         check_residual(op, *residual, input);
         fusion.residual = with_layout_of(*residual, x);

@@ -31,14 +31,12 @@ void with_arguments(const Tensor& x, const Call& call, F&& f) {
       a.bias = bias.data();
     }
 
+    a.drop = call.drop;
     KeptBits draws;
-    if (call.drops) {
-      a.drop = call.drop;
-      if (call.features) {
-        a.features = *call.features;
-        draws = KeptBits(x.numel() / a.features.period * a.features.width, call.drop);
-        a.keep = draws.words();
-      }
+    if (call.drops && call.features) {
+      a.features = *call.features;
+      draws = KeptBits(x.numel() / a.features.period * a.features.width, call.drop);
+      a.keep = draws.words();
     }
     f(tag, a);
   });
