@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.parameter import is_lazy
 
-from fastreg.functional import _activation, _fused
+from fastreg import _activation
 from fastreg.functional import _batch_norm as F
+from fastreg.functional import _fused
 from fastreg.functional._dropout import dropout
 from fastreg.functional._sync_batch_norm import sync_batch_norm
 from fastreg.nn.batch_norm import _BatchNorm, _Forward, statistics_and_settings

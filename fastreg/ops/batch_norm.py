@@ -71,8 +71,8 @@ def _(grad_output, input, weight, running_mean, running_var, eps, output_mask):
 
 @register_fake("fastreg::batch_norm_moments")
 def _(input):
-    _check_per_channel(input)
-    return input.new_empty(3 * input.shape[1] + 1, dtype=_compute_dtype(input))
+    check_per_channel(input)
+    return input.new_empty(3 * input.shape[1] + 1, dtype=compute_dtype(input))
 
 
 @register_fake("fastreg::batch_norm_merge")
@@ -82,7 +82,7 @@ def _(moments, running_mean, running_var, num_batches_tracked, momentum, eps):
 
 @register_fake("fastreg::batch_norm_normalize")
 def _(input, weight, bias, stats):
-    _check_per_channel(input, weight=weight, bias=bias)
+    check_per_channel(input, weight=weight, bias=bias)
     return torch.empty_like(input)
 
 
