@@ -19,14 +19,7 @@ struct PlainWork {
 
   double start(int64_t c) const { return double(to_compute(x[p.layout.channels_last ? c : c * p.layout.size])); }
 
-  void moments(int64_t task, const double* centre, double* sums) const {
-    if (p.layout.channels_last) {
-      kernels<T>().moments_rows(x, p.layout.channels, p.begin(task), p.end(task), centre, sums);
-    } else {
-      const int64_t c = task / p.chunks, k = task % p.chunks;
-      kernels<T>().moments_planes(x, p.planes(), c, p.begin(k), p.end(k), centre[c], sums);
-    }
-  }
+  void moments(int64_t task, const double* centre, double* sums) const { gather_moments(p, x, task, centre, sums); }
 
   void normalize(int64_t task, const ForwardCoefficients<C>& f) const {
     if (y != nullptr) normalize(task, x, f);

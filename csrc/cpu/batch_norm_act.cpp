@@ -28,6 +28,7 @@ struct FusedWork {
   }
 
   void moments(int64_t task, const double* centre, double* sums) const {
+    if (epilogue.pre_act.kind == ActivationKind::identity) return gather_moments(p, x, task, centre, sums);
     kernels<T>().moments_act(p.section(task), x, epilogue.pre_act, centre, sums);
   }
   void normalize(int64_t task, const ForwardCoefficients<C>& f) const {

@@ -47,8 +47,9 @@ struct Partition {
   // In the planes layout a task is a chunk of a channel, numbered channel-major.
   int64_t tasks() const { return layout.channels_last ? chunks : chunks * layout.channels; }
   Section section(int64_t task) const {
-    if (layout.channels_last) return {true, planes(), 0, begin(task), end(task)};
-    return {false, planes(), task / chunks, begin(task % chunks), end(task % chunks)};
+    const int64_t n = layout.per_channel();
+    if (layout.channels_last) return {true, planes(), n, 0, begin(task), end(task)};
+    return {false, planes(), n, task / chunks, begin(task % chunks), end(task % chunks)};
   }
   // Whether a task is a whole channel: its elements can stay in the cache from one reading to the next.
   bool task_is_channel() const { return !layout.channels_last && chunks == 1; }
@@ -193,6 +194,17 @@ inline void read_statistics(const Statistics& statistics, int64_t channels, doub
   std::fill_n(delta, channels, 0.0);
   read_values(statistics.running_var, channels, 1.0, invstd);
   for (int64_t c = 0; c < channels; ++c) invstd[c] = inverse_deviation(invstd[c], statistics.eps);
+}
+
+// The moments of x itself.
+template <class T>
+void gather_moments(const Partition& p, const T* x, int64_t task, const double* centre, double* sums) {
+  if (p.layout.channels_last) {
+    kernels<T>().moments_rows(x, p.layout.channels, p.begin(task), p.end(task), centre, sums);
+  } else {
+    const int64_t c = task / p.chunks, k = task % p.chunks;
+    kernels<T>().moments_planes(x, p.planes(), c, p.begin(k), p.end(k), centre[c], sums);
+  }
 }
 
 // Training. make_work(T{}, partition) gives the Work<T>.

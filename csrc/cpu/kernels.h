@@ -32,12 +32,12 @@ struct Planes {
   int64_t channels, size;
 };
 
-// A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, in the rows
-// layout a range of rows, of planes.channels elements each.
+// A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, which has
+// per_channel of them, in the rows layout a range of rows, of planes.channels elements each.
 struct Section {
   bool rows;
   Planes planes;
-  int64_t channel, begin, end;
+  int64_t per_channel, channel, begin, end;
 };
 
 // What stands around batch norm: y = dropout(act(batch_norm(pre_act(x)) + residual)). Pointers are to whole tensors, in

@@ -109,13 +109,14 @@ FASTREG_HD void add_run_moments(const T* x, int64_t count, int64_t ahead, double
 }
 
 template <class G, class T>
-FASTREG_HD void add_run_grad_sums(const G* dy, const T* x, int64_t count, int64_t ahead, double mean, LaneSums& s) {
+FASTREG_HD void add_run_grad_sums(const G* dy, int64_t dy_ahead, const T* x, int64_t x_ahead, int64_t count,
+                                  double mean, LaneSums& s) {
   const f64 m = broadcast(mean);
   int64_t i = 0;
   for (; i + kStep <= count; i += kStep)
     for (int k = 0; k < kParts; ++k) {
-      prefetch(x + i + k * kF64 + ahead);
-      prefetch(dy + i + k * kF64 + ahead);
+      prefetch(dy + i + k * kF64 + dy_ahead);
+      prefetch(x + i + k * kF64 + x_ahead);
       add_grad_sums(widen(dy + i + k * kF64), widen(x + i + k * kF64), m, s.a[k], s.b[k]);
     }
   for_each_part(count - i, [&](int k, int64_t rest) {
@@ -140,7 +141,7 @@ void grad_sums_planes(const T* dy, const T* x, Planes planes, int64_t channel, i
   LaneSums s;
   const int64_t ahead = prefetch_distance<T>(planes);
   for (Runs run(planes, channel, begin, end); run.advance();)
-    add_run_grad_sums(dy + run.offset, x + run.offset, run.count, ahead, mean, s);
+    add_run_grad_sums(dy + run.offset, ahead, x + run.offset, ahead, run.count, mean, s);
   s.total(sums);
 }
 

@@ -35,7 +35,10 @@ class PlaneTiles {
   using Coefficient = OfChannel<C>;
 
   explicit PlaneTiles(const Section& s)
-      : runs_(s.planes, s.channel, s.begin, s.end), channel_(s.channel), ahead_(prefetch_distance<T>(s.planes)) {}
+      : runs_(s.planes, s.channel, s.begin, s.end),
+        channel_(s.channel),
+        ordinal_(s.channel * s.per_channel + s.begin),
+        ahead_(prefetch_distance<T>(s.planes)) {}
 
   // The next tile; false if there is none.
   bool operator()(Tile& tile) {
@@ -45,7 +48,8 @@ class PlaneTiles {
       // A short run is not cut into two.
       if (tile.left() == 0 || (runs_.count > tile.left() && runs_.count <= kTile)) break;
       const int64_t count = runs_.count < tile.left() ? runs_.count : tile.left();
-      tile.add(runs_.offset, count);
+      tile.add(runs_.offset, ordinal_, count);
+      ordinal_ += count;
       runs_.offset += count;
       runs_.count -= count;
     }
@@ -57,17 +61,17 @@ class PlaneTiles {
 
   template <class U>
   void add_moments(const Tile& tile, Operand<U> x, const double* centre) {
-    for (const Piece& p : tile) add_run_moments(x[p], p.count, 0, centre[channel_], sums_);
+    for (const Piece& p : tile) add_run_moments(x[p], p.count, x.ahead(tile), centre[channel_], sums_);
   }
   template <class C, class U>
   void add_grad_sums(const Tile& tile, const C* dy, Operand<U> x, const double* mean) {
-    for (const Piece& p : tile) add_run_grad_sums(dy + p.at, x[p], p.count, 0, mean[channel_], sums_);
+    for (const Piece& p : tile) add_run_grad_sums(dy + p.at, 0, x[p], x.ahead(tile), p.count, mean[channel_], sums_);
   }
   void finish(double* sums) const { sums_.total(sums); }
 
  private:
   Runs runs_;
-  int64_t channel_, ahead_;
+  int64_t channel_, ordinal_, ahead_;
   LaneSums sums_;
 };
 
@@ -97,7 +101,7 @@ class RowTiles {
       rows_ = most < end_ - row_ ? most : end_ - row_;
     }
     tile.clear();
-    for (int64_t r = row_; r < row_ + rows_; ++r) tile.add(r * channels_ + column_, columns_);
+    for (int64_t r = row_; r < row_ + rows_; ++r) tile.add(r * channels_ + column_, r * channels_ + column_, columns_);
     return true;
   }
 
@@ -129,43 +133,178 @@ class RowTiles {
 
 // ---- Stages ----
 
-template <template <class> class Coefficient, class U, class C>
-__attribute__((noinline)) void normalize_tile(const Tile& tile, Operand<U> x, C* z, const ForwardCoefficients<C>& f,
-                                              int64_t position) {
-  const Coefficient<C> centre(f.centre, position), delta(f.delta, position), scale(f.scale, position),
-      shift(f.shift, position);
-  for (const Piece& p : tile)
-    for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      if (!x.in_buffer) prefetch_with(tile, x[p] + i);
-      store(z + p.at + i, normalized(load_some(x[p] + i, whole, rest), centre[i], delta[i], scale[i], shift[i]));
-    });
-}
-
-// dy becomes dx.
-template <template <class> class Coefficient, class U, class C>
-__attribute__((noinline)) void input_gradient_tile(const Tile& tile, C* dy, Operand<U> x,
-                                                   const BackwardCoefficients<C>& f, int64_t position) {
-  const Coefficient<C> scale(f.scale, position);
-  if (f.mean_dy == nullptr) {  // the statistics are constants
-    for (const Piece& p : tile)
-      for_each_vector<C>(p, [&](int i, auto, int) { store(dy + p.at + i, load(dy + p.at + i) * scale[i]); });
-    return;
-  }
-  const Coefficient<C> centre(f.centre, position), delta(f.delta, position), mean_dy(f.mean_dy, position),
-      slope(f.slope, position);
-  for (const Piece& p : tile)
-    for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      store(dy + p.at + i, input_gradient(load(dy + p.at + i), load_some(x[p] + i, whole, rest), centre[i], delta[i],
-                                          scale[i], mean_dy[i], slope[i]));
-    });
-}
-
-// ---- Kernels: the stages of a tile, one tile after another ----
-
 template <class T>
 FASTREG_HD Dropping<compute_t<T>> dropping(const Epilogue<T>& e) {
   return {e.keep, e.scale};
 }
+
+// z, the argument of act, of vectors of a tile. U: what is normalised, x or pre_act(x).
+template <class Tiles, class T, class U>
+class Argument {
+ public:
+  using C = compute_t<T>;
+
+  FASTREG_HD Argument(const Tiles& tiles, Operand<U> x, const ForwardCoefficients<C>& f, const T* residual)
+      : x_(x),
+        residual_(residual),
+        centre_(f.centre, tiles.position()),
+        delta_(f.delta, tiles.position()),
+        scale_(f.scale, tiles.position()),
+        shift_(f.shift, tiles.position()) {}
+
+  template <class Whole>
+  FASTREG_HD vector_of<C> operator()(const Tile& tile, const Piece& p, int i, Whole whole, int rest) const {
+    x_.prefetch(tile, p, i);
+    const vector_of<C> z = normalized(load_some(x_[p] + i, whole, rest), centre_[i], delta_[i], scale_[i], shift_[i]);
+    if (!residual_) return z;
+    prefetch_with(tile, residual_ + p.offset + i);
+    return z + load_some(residual_ + p.offset + i, whole, rest);
+  }
+
+ private:
+  using Coefficient = typename Tiles::template Coefficient<C>;
+  Operand<U> x_;
+  const T* residual_;
+  Coefficient centre_, delta_, scale_, shift_;
+};
+
+// dx of vectors of a tile, from dz.
+template <class Tiles, class C>
+class InputGradient {
+ public:
+  FASTREG_HD InputGradient(const Tiles& tiles, const BackwardCoefficients<C>& f)
+      : is_constant_(f.mean_dy == nullptr),
+        scale_(f.scale, tiles.position()),
+        centre_(is_constant_ ? f.scale : f.centre, tiles.position()),
+        delta_(is_constant_ ? f.scale : f.delta, tiles.position()),
+        mean_dy_(is_constant_ ? f.scale : f.mean_dy, tiles.position()),
+        slope_(is_constant_ ? f.scale : f.slope, tiles.position()) {}
+
+  FASTREG_HD vector_of<C> operator()(int i, vector_of<C> dz, vector_of<C> x) const {
+    if (is_constant_) return dz * scale_[i];
+    return input_gradient(dz, x, centre_[i], delta_[i], scale_[i], mean_dy_[i], slope_[i]);
+  }
+
+ private:
+  using Coefficient = typename Tiles::template Coefficient<C>;
+  bool is_constant_;  // the statistics are constants
+  Coefficient scale_, centre_, delta_, mean_dy_, slope_;
+};
+
+template <class Tiles, class T, class U>
+__attribute__((noinline)) void compute_argument(const Tiles& tiles, const Tile& tile, Operand<U> x,
+                                                const ForwardCoefficients<compute_t<T>>& f, const T* residual,
+                                                compute_t<T>* z) {
+  const Argument<Tiles, T, U> argument(tiles, x, f, residual);
+  for (const Piece& p : tile)
+    for_each_vector<compute_t<T>>(
+        p, [&](int i, auto whole, int rest) { store(z + p.at + i, argument(tile, p, i, whole, rest)); });
+}
+
+// dz becomes dx.
+template <class Tiles, class C, class U>
+__attribute__((noinline)) void compute_input_gradient(const Tiles& tiles, const Tile& tile, C* dz, Operand<U> x,
+                                                      const BackwardCoefficients<C>& f) {
+  const InputGradient<Tiles, C> gradient(tiles, f);
+  for (const Piece& p : tile)
+    for_each_vector<C>(p, [&](int i, auto whole, int rest) {
+      store(dz + p.at + i, gradient(i, load(dz + p.at + i), load_some(x[p] + i, whole, rest)));
+    });
+}
+
+// ---- The most frequent activations, without stages: nothing waits in a buffer ----
+
+template <class T>
+FASTREG_HD bool is_direct(const Epilogue<T>& e) {
+  return e.pre_act.kind == ActivationKind::identity &&
+         (e.act.kind == ActivationKind::identity || e.act.kind == ActivationKind::relu);
+}
+
+template <class Tiles, class T>
+__attribute__((noinline)) void normalize_directly(const Tiles& tiles, const Tile& tile, const T* x, T* y,
+                                                  const ForwardCoefficients<compute_t<T>>& f, const Epilogue<T>& e) {
+  using C = compute_t<T>;
+  const Argument<Tiles, T, T> argument(tiles, in_memory(x), f, e.residual);
+  const Dropping<C> drop = dropping(e);
+  const bool is_relu = e.act.kind == ActivationKind::relu, writes_gates = e.gates != nullptr;
+  BitWriter gates(e.gates);
+  for (const Piece& p : tile) {
+    if (writes_gates) gates.seek(p.ordinal);
+    for_each_vector<C>(p, [&](int i, auto whole, int rest) {
+      prefetch_with(tile, y + p.offset + i);
+      vector_of<C> z = argument(tile, p, i, whole, rest);
+      if (writes_gates) gates.push(lane_bits(~(z <= C(0))), whole, rest);
+      if (is_relu) z = z < C(0) ? broadcast(C(0)) : z;
+      store_some(y + p.offset + i, whole, rest, dropped<C>(z, drop, p.offset + i));
+    });
+  }
+  if (writes_gates) gates.finish();
+}
+
+// dz of vectors of a tile.
+template <class Tiles, class T>
+class DirectGradient {
+ public:
+  using C = compute_t<T>;
+
+  FASTREG_HD DirectGradient(const Tiles& tiles, const T* dy, const T* x, const ForwardCoefficients<C>& f,
+                            const Epilogue<T>& e)
+      : e_(e),
+        dy_(dy),
+        argument_(tiles, in_memory(x), f, e.residual),
+        drop_(dropping(e)),
+        is_relu_(e.act.kind == ActivationKind::relu),
+        has_gates_(e.gates != nullptr) {}
+
+  template <class Whole>
+  FASTREG_HD vector_of<C> operator()(const Tile& tile, const Piece& p, int i, Whole whole, int rest) const {
+    prefetch_with(tile, dy_ + p.offset + i);
+    const vector_of<C> g = dropped<C>(load_some(dy_ + p.offset + i, whole, rest), drop_, p.offset + i);
+    if (!is_relu_) return g;
+    const vector_of<C> zero = broadcast(C(0));
+    if (has_gates_) return choose(bits_at(e_.gates, e_.gate_bytes, p.ordinal + i), g, zero);
+    return argument_(tile, p, i, whole, rest) <= C(0) ? zero : g;
+  }
+
+ private:
+  const Epilogue<T>& e_;
+  const T* dy_;
+  Argument<Tiles, T, T> argument_;
+  Dropping<C> drop_;
+  bool is_relu_, has_gates_;
+};
+
+template <class Tiles, class T>
+__attribute__((noinline)) void differentiate_directly(const Tiles& tiles, const Tile& tile, const T* dy, const T* x,
+                                                      const ForwardCoefficients<compute_t<T>>& f, const Epilogue<T>& e,
+                                                      compute_t<T>* dz) {
+  const DirectGradient<Tiles, T> gradient(tiles, dy, x, f, e);
+  for (const Piece& p : tile)
+    for_each_vector<compute_t<T>>(
+        p, [&](int i, auto whole, int rest) { store(dz + p.at + i, gradient(tile, p, i, whole, rest)); });
+}
+
+template <class Tiles, class T>
+__attribute__((noinline)) void grad_input_directly(const Tiles& tiles, const Tile& tile, const T* dy, const T* x, T* dx,
+                                                   T* dresidual, const ForwardCoefficients<compute_t<T>>& f,
+                                                   const BackwardCoefficients<compute_t<T>>& b, const Epilogue<T>& e) {
+  const DirectGradient<Tiles, T> gradient(tiles, dy, x, f, e);
+  const InputGradient<Tiles, compute_t<T>> input_gradient(tiles, b);
+  for (const Piece& p : tile)
+    for_each_vector<compute_t<T>>(p, [&](int i, auto whole, int rest) {
+      const int64_t at = p.offset + i;
+      const auto dz = gradient(tile, p, i, whole, rest);
+      if (dresidual) {
+        prefetch_with(tile, dresidual + at);
+        store_some(dresidual + at, whole, rest, dz);
+      }
+      if (!dx) return;
+      prefetch_with(tile, dx + at);
+      store_some(dx + at, whole, rest, input_gradient(i, dz, load_some(x + at, whole, rest)));
+    });
+}
+
+// ---- Kernels: the stages of a tile, one tile after another ----
 
 // What batch norm normalises: x itself where it is computed with as it is, else pre_act(x) in a buffer.
 template <class T>
@@ -200,42 +339,17 @@ class Normalised {
   TileBuffer<C> buffer_;
 };
 
-// z, the argument of act.
-template <class Tiles, class T>
-void compute_argument(const Tiles& tiles, const Tile& tile, Normalised<T>& x,
-                      const ForwardCoefficients<compute_t<T>>& f, const T* residual, compute_t<T>* z) {
-  x.with([&](auto operand) { normalize_tile<Tiles::template Coefficient>(tile, operand, z, f, tiles.position()); });
-  if (residual) add_tile(tile, residual, z);
-}
-
-// dz, the gradient of z.
-template <class Tiles, class T>
-class ArgumentGradient {
- public:
-  using C = compute_t<T>;
-
-  void compute(const Tiles& tiles, const Tile& tile, const T* dy, Normalised<T>& x, const ForwardCoefficients<C>& f,
-               const Epilogue<T>& e) {
-    load_dropped(tile, dy, dz.values, dropping(e));
-    if (e.act.kind == ActivationKind::identity) return;
-    if (e.gates) return differentiate_gated(tile, e.act, e.gates, e.gate_bytes, dz.values);
-    compute_argument(tiles, tile, x, f, e.residual, z_.values);
-    differentiate_all(e.act, z_.values, dz.values, tile.size);
-  }
-
-  TileBuffer<C> dz;
-
- private:
-  TileBuffer<C> z_;
-};
-
 template <class Tiles, class T>
 void normalize_act(Tiles tiles, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f, const Epilogue<T>& e) {
+  if (is_direct(e)) {
+    for (Tile tile; tiles(tile);) normalize_directly(tiles, tile, x, y, f, e);
+    return;
+  }
   Normalised<T> normalised(x, e.pre_act);
   TileBuffer<compute_t<T>> z;
   for (Tile tile; tiles(tile);) {
     normalised.compute(tile);
-    compute_argument(tiles, tile, normalised, f, e.residual, z.values);
+    normalised.with([&](auto operand) { compute_argument(tiles, tile, operand, f, e.residual, z.values); });
     if (e.gates) write_gates(tile, e.act.kind, z.values, e.gates);
     if (e.act.kind != ActivationKind::identity) activate_all(e.act, z.values, tile.size);
     store_dropped(tile, z.values, y, dropping(e));
@@ -252,14 +366,40 @@ void moments_act(Tiles tiles, const T* x, const Activation& pre_act, const doubl
   tiles.finish(sums);
 }
 
+// dz, the gradient of z, in a buffer.
+template <class Tiles, class T>
+class ArgumentGradient {
+ public:
+  using C = compute_t<T>;
+
+  void compute(const Tiles& tiles, const Tile& tile, const T* dy, Normalised<T>& x, const ForwardCoefficients<C>& f,
+               const Epilogue<T>& e) {
+    load_dropped(tile, dy, dz.values, dropping(e));
+    if (e.act.kind == ActivationKind::identity) return;
+    if (e.gates) return differentiate_gated(tile, e.act, e.gates, e.gate_bytes, dz.values);
+    x.with([&](auto operand) { compute_argument(tiles, tile, operand, f, e.residual, z_.values); });
+    differentiate_all(e.act, z_.values, dz.values, tile.size);
+  }
+
+  TileBuffer<C> dz;
+
+ private:
+  TileBuffer<C> z_;
+};
+
 template <class Tiles, class T>
 void grad_sums_act(Tiles tiles, const T* dy, const T* x, const ForwardCoefficients<compute_t<T>>& f, const double* mean,
                    const Epilogue<T>& e, double* sums) {
   Normalised<T> normalised(x, e.pre_act);
   ArgumentGradient<Tiles, T> gradient;
+  const bool direct = is_direct(e);
   for (Tile tile; tiles(tile);) {
-    normalised.compute(tile);
-    gradient.compute(tiles, tile, dy, normalised, f, e);
+    if (direct) {
+      differentiate_directly(tiles, tile, dy, x, f, e, gradient.dz.values);
+    } else {
+      normalised.compute(tile);
+      gradient.compute(tiles, tile, dy, normalised, f, e);
+    }
     normalised.with([&](auto operand) { tiles.add_grad_sums(tile, gradient.dz.values, operand, mean); });
   }
   tiles.finish(sums);
@@ -269,6 +409,10 @@ template <class Tiles, class T>
 void grad_input_act(Tiles tiles, const T* dy, const T* x, T* dx, T* dresidual,
                     const ForwardCoefficients<compute_t<T>>& f, const BackwardCoefficients<compute_t<T>>& b,
                     const Epilogue<T>& e) {
+  if (is_direct(e)) {
+    for (Tile tile; tiles(tile);) grad_input_directly(tiles, tile, dy, x, dx, dresidual, f, b, e);
+    return;
+  }
   Normalised<T> normalised(x, e.pre_act);
   ArgumentGradient<Tiles, T> gradient;
   auto* const dz = gradient.dz.values;
@@ -277,9 +421,7 @@ void grad_input_act(Tiles tiles, const T* dy, const T* x, T* dx, T* dresidual,
     gradient.compute(tiles, tile, dy, normalised, f, e);
     if (dresidual) store_tile(tile, dz, dresidual);
     if (!dx) continue;
-    normalised.with([&](auto operand) {
-      input_gradient_tile<Tiles::template Coefficient>(tile, dz, operand, b, tiles.position());
-    });
+    normalised.with([&](auto operand) { compute_input_gradient(tiles, tile, dz, operand, b); });
     normalised.differentiate(tile, dz);
     store_tile(tile, dz, dx);
   }

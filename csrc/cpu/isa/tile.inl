@@ -11,9 +11,10 @@ constexpr int kPieceStep = 32;  // pieces start at multiples of it within a tile
 template <class C>
 using vector_of = decltype(broadcast(C()));
 
-// Elements that lie together: where in memory, where in the tile, and how many.
+// Elements that lie together: where in memory, where in the tile, and how many. ordinal: the number of the first in the
+// order in which sections and tiles follow each other, which is that of gates.
 struct Piece {
-  int64_t offset;
+  int64_t offset, ordinal;
   int at, count;
 };
 
@@ -24,8 +25,8 @@ struct Tile {
 
   FASTREG_HD void clear() { number = size = 0; }
   FASTREG_HD int left() const { return kTile - size; }
-  FASTREG_HD void add(int64_t offset, int64_t count) {
-    pieces[number++] = {offset, size, int(count)};
+  FASTREG_HD void add(int64_t offset, int64_t ordinal, int64_t count) {
+    pieces[number++] = {offset, ordinal, size, int(count)};
     size += int(count + kPieceStep - 1) / kPieceStep * kPieceStep;
   }
   FASTREG_HD const Piece* begin() const { return pieces; }
@@ -37,22 +38,6 @@ template <class C>
 struct alignas(64) TileBuffer {
   C values[kTile] = {};
 };
-
-// Elements of a tile, in memory or in a buffer.
-template <class T>
-struct Operand {
-  const T* values;
-  bool in_buffer;
-  FASTREG_HD const T* operator[](const Piece& p) const { return values + (in_buffer ? p.at : p.offset); }
-};
-template <class T>
-FASTREG_HD Operand<T> in_memory(const T* p) {
-  return {p, false};
-}
-template <class C>
-FASTREG_HD Operand<C> in_buffer(const C* p) {
-  return {p, true};
-}
 
 // Bit i of an array and, above it, those that follow: at least 25. Some bytes beyond the last one may be read.
 FASTREG_HD uint32_t bits_at(const void* bits, int64_t i) {
@@ -71,17 +56,28 @@ FASTREG_HD uint32_t bits_at(const uint8_t* bits, int64_t bytes, int64_t i) {
 
 FASTREG_HD uint32_t low_lanes(int64_t count) { return (uint32_t(1) << count) - 1; }
 
-// Writes bits one after another from any bit of an array on. The bytes at both ends may hold bits of others, who may
+// Writes runs of bits, each from any bit of an array on. The bytes at a run's ends may hold bits of others, who may
 // write theirs at the same time: they are or'ed in, so that all have to be zero before.
 class BitWriter {
  public:
-  FASTREG_HD BitWriter(uint8_t* bits, int64_t first)
-      : next_(bits + first / 8), have_(int(first % 8)), is_shared_(have_ != 0) {}
+  FASTREG_HD explicit BitWriter(uint8_t* bits) : bits_(bits) {}
 
-  // count <= 16; the bits above are zero.
-  FASTREG_HD void push(uint32_t bits, int count) {
-    word_ |= uint64_t(bits) << have_;
+  // Where the next bit goes.
+  FASTREG_HD void seek(int64_t position) {
+    if (position == position_) return;
+    finish();
+    position_ = position;
+    next_ = bits_ + position / 8;
+    have_ = int(position % 8);
+    is_shared_ = have_ != 0;
+  }
+
+  // The first `count` bits of a vector's, `whole` if those are all.
+  template <class Whole>
+  FASTREG_HD void push(uint32_t bits, Whole, int count) {
+    word_ |= uint64_t(Whole::value ? bits : bits & low_lanes(count)) << have_;
     have_ += count;
+    position_ += count;
     while (have_ >= 32) {
       if (is_shared_) {
         put_byte();
@@ -99,6 +95,8 @@ class BitWriter {
       is_shared_ |= have_ < 8;
       put_byte();
     }
+    word_ = 0;
+    have_ = 0;
   }
 
  private:
@@ -114,10 +112,12 @@ class BitWriter {
     have_ -= 8;
   }
 
-  uint8_t* next_;
+  uint8_t* bits_;
+  uint8_t* next_ = nullptr;
+  int64_t position_ = -1;
   uint64_t word_ = 0;
-  int have_;
-  bool is_shared_;  // whether the next byte holds bits of others
+  int have_ = 0;            // bits of word_ that are to be written, the others' below them included
+  bool is_shared_ = false;  // whether the next byte holds bits of others
 };
 
 // f(i, rest) for the vectors of a piece, rest being how many elements there are from i on.
@@ -149,9 +149,35 @@ struct Dropping {
   FASTREG_HD uint32_t operator()(int64_t element) const { return bits_at(keep, element - first); }
 };
 
+// keep ? v scale : 0
+template <class C>
+FASTREG_HD vector_of<C> dropped(vector_of<C> v, const Dropping<C>& drop, int64_t element) {
+  return drop.keep ? choose(drop(element), v * broadcast(drop.scale), broadcast(C(0))) : v;
+}
+
 template <class T>
 FASTREG_HD void prefetch_with(const Tile& tile, const T* p) {
   if (tile.ahead) prefetch(p + tile.ahead);
+}
+
+// Elements of a tile, in memory or in a buffer.
+template <class T>
+struct Operand {
+  const T* values;
+  bool in_buffer;
+  FASTREG_HD const T* operator[](const Piece& p) const { return values + (in_buffer ? p.at : p.offset); }
+  FASTREG_HD int64_t ahead(const Tile& tile) const { return in_buffer ? 0 : tile.ahead; }
+  FASTREG_HD void prefetch(const Tile& tile, const Piece& p, int i) const {
+    if (!in_buffer) prefetch_with(tile, values + p.offset + i);
+  }
+};
+template <class T>
+FASTREG_HD Operand<T> in_memory(const T* p) {
+  return {p, false};
+}
+template <class C>
+FASTREG_HD Operand<C> in_buffer(const C* p) {
+  return {p, true};
 }
 
 // ---- Stages: from memory, in the tile, to memory ----
@@ -171,22 +197,10 @@ template <class T>
 __attribute__((noinline)) void load_dropped(const Tile& tile, const T* x, compute_t<T>* to,
                                             const Dropping<compute_t<T>>& drop) {
   using C = compute_t<T>;
-  if (drop.keep == nullptr) return load_tile(tile, x, to);
-  const vector_of<C> scale = broadcast(drop.scale), zero = broadcast(C(0));
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
       prefetch_with(tile, x + p.offset + i);
-      const vector_of<C> kept = load_some(x + p.offset + i, whole, rest) * scale;
-      store(to + p.at + i, choose(drop(p.offset + i), kept, zero));
-    });
-}
-
-template <class T>
-__attribute__((noinline)) void add_tile(const Tile& tile, const T* x, compute_t<T>* to) {
-  using C = compute_t<T>;
-  for (const Piece& p : tile)
-    for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      store(to + p.at + i, load(to + p.at + i) + load_some(x + p.offset + i, whole, rest));
+      store(to + p.at + i, dropped<C>(load_some(x + p.offset + i, whole, rest), drop, p.offset + i));
     });
 }
 
@@ -205,13 +219,10 @@ template <class T>
 __attribute__((noinline)) void store_dropped(const Tile& tile, const compute_t<T>* from, T* y,
                                              const Dropping<compute_t<T>>& drop) {
   using C = compute_t<T>;
-  if (drop.keep == nullptr) return store_tile(tile, from, y);
-  const vector_of<C> scale = broadcast(drop.scale), zero = broadcast(C(0));
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
       prefetch_with(tile, y + p.offset + i);
-      const vector_of<C> kept = load(from + p.at + i) * scale;
-      store_some(y + p.offset + i, whole, rest, choose(drop(p.offset + i), kept, zero));
+      store_some(y + p.offset + i, whole, rest, dropped<C>(load(from + p.at + i), drop, p.offset + i));
     });
 }
 
@@ -234,14 +245,13 @@ __attribute__((noinline)) void store_dropped_sum(const Tile& tile, const compute
 template <class C>
 __attribute__((noinline)) void write_gates(const Tile& tile, ActivationKind kind, const C* z, uint8_t* gates) {
   const auto write = [&](auto is_open) {
+    BitWriter writer(gates);
     for (const Piece& p : tile) {
-      BitWriter writer(gates, p.offset);
-      for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-        const uint32_t bits = lane_bits(is_open(load(z + p.at + i)));
-        writer.push(decltype(whole)::value ? bits : bits & low_lanes(rest), rest);
-      });
-      writer.finish();
+      writer.seek(p.ordinal);
+      for_each_vector<C>(
+          p, [&](int i, auto whole, int rest) { writer.push(lane_bits(is_open(load(z + p.at + i))), whole, rest); });
     }
+    writer.finish();
   };
   switch (kind) {
     case ActivationKind::relu:
@@ -266,7 +276,8 @@ __attribute__((noinline)) void differentiate_gated(const Tile& tile, const Activ
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto, int) {
       const vector_of<C> v = load(g + p.at + i);
-      store(g + p.at + i, choose(bits_at(gates, gate_bytes, p.offset + i), v * if_open, closes ? zero : v * if_closed));
+      store(g + p.at + i,
+            choose(bits_at(gates, gate_bytes, p.ordinal + i), v * if_open, closes ? zero : v * if_closed));
     });
 }
 
