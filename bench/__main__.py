@@ -1,4 +1,5 @@
-"""`python -m bench`: time fastreg's layers against PyTorch's, train with both, print tables, write files and charts."""
+"""`python -m bench`: time fastreg's layers against PyTorch's and others', train with both, print tables, write files
+and charts; or compare two files of timings."""
 
 from __future__ import annotations
 
@@ -9,67 +10,100 @@ from pathlib import Path
 try:
     import torch
 
-    from bench import charts, environment, results, timing
-    from bench.arguments import positive
-    from bench.part import Part
-    from bench.training import experiments
+    from bench import compare, environment, parts, results
+    from bench.arguments import factor, positive, shape_name
+    from bench.timings.default import DTYPES, LAYOUTS
+    from bench.timings.ops import MODES, OPS
+    from bench.timings.providers import PROVIDERS
+    from bench.timings.shapes import SETS, SWEEP
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
     sys.exit(f"bench: {error}; `make bench` installs what is needed, or: pip install -e '.[bench]'")
 
-PARTS = {
-    "timings": lambda args: Part(
-        "fastreg against PyTorch, layer by layer",
-        lambda: timing.run(args.device, args.quick),
-        timing.report,
-        charts.speed,
-    ),
-    "training": lambda args: experiments.part(
-        "digits-batchnorm", experiments.Choice(args.device, seeds=args.seeds, epochs=args.epochs)
-    ),
-}
+
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments, in groups by the part that they are for."""
+    command = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    add = command.add_argument
+    add("--only", choices=parts.PARTS, help=f"one part of the job (default: {' and '.join(parts.DEFAULT)})")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: a GPU where there is one)")
+    add("--threads", type=positive, help="CPU threads of all sides (default: PyTorch's)")
+    add("--out", type=Path, default=Path("bench/out"), metavar="DIR", help="results (default: %(default)s)")
+    add("--quick", action="store_true", help="a few small cases: does everything run?")
+    add("--resume", action="store_true", help="keep the rows that the files in DIR have, and add the missing ones")
+    add("--fail-if-slower", type=factor, metavar="RATIO", help="status 1 where fastreg takes RATIO times as long as "
+        "the fastest other, or with --compare as before")  # fmt: skip
+
+    add = command.add_argument_group("timings", "what to time instead of the default set, each with each").add_argument
+    add("--ops", nargs="+", choices=OPS, metavar="OP", help=", ".join(OPS))
+    add("--modes", nargs="+", choices=MODES, metavar="MODE", help=f"{', '.join(MODES)} (replayed CUDA graph of both)")
+    add("--shapes", nargs="+", type=shape_name, metavar="SET", help=f"{', '.join([*SETS, SWEEP])}; or 32x64x56x56")
+    add("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=", ".join(DTYPES))
+    add("--layouts", nargs="+", choices=LAYOUTS, metavar="LAYOUT", help=", ".join(LAYOUTS))
+    add("--providers", nargs="+", choices=PROVIDERS, metavar="NAME",
+        help=f"{', '.join(PROVIDERS)} (default: those installed; fastreg is always among them)")  # fmt: skip
+    add("--minutes", type=factor, default=5, help="for all of them, as far as possible (default: %(default)s)")
+    add("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="run nothing: what changed, beyond noise")
+
+    add = command.add_argument_group("training").add_argument
+    add("--epochs", type=positive, help="default: 100; 3 if --quick")
+    add("--seeds", type=positive, default=1, help="trainings, for the spread (default: %(default)s)")
+    return command
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments, checked: whatever is wrong with them ends the program here, before any work, with status 2."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", choices=PARTS, help="one part of the job (default: all)")
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: a GPU where there is one)"
-    )
-    parser.add_argument("--threads", type=positive, help="CPU threads of both sides (default: PyTorch's)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("bench/out"), metavar="DIR", help="results (default: %(default)s)"
-    )
-    parser.add_argument("--epochs", type=positive, help="of the training (default: 100; 3 if --quick)")
-    parser.add_argument("--seeds", type=positive, default=1, help="trainings, for the spread (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a few small cases: does everything run?")
-    args = parser.parse_args(argv)
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
+    """The arguments, and the parts to run by name; what is wrong ends the program here, with status 2."""
+    command = parser()
+    args = command.parse_args(argv)
+    if args.compare:
+        return args, {}
     args.epochs = args.epochs or (3 if args.quick else 100)
     try:
         args.device = environment.find_device(args.device)
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        if args.device.type == "cuda":
+            torch.cuda.set_device(args.device)
+        args.described = environment.describe(args.device)
+        chosen = {name: parts.PARTS[name](args) for name in ([args.only] if args.only else parts.DEFAULT)}
         results.prepare_folder(args.out)
     except ValueError as error:
-        parser.error(str(error))
+        command.error(str(error))
     except OSError as error:
-        parser.error(f"--out must be a folder that can be written, got {args.out} ({error.strerror})")
-    return args
+        command.error(f"--out must be a folder that can be written, got {args.out} ({error.strerror})")
+    return args, chosen
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 130 after Ctrl-C."""
-    args = parse(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.device.type == "cuda":
-        torch.cuda.set_device(args.device)
-    described = environment.describe(args.device)
-    print(environment.caption(described), flush=True)
-    for name in [args.only] if args.only else PARTS:
-        if not PARTS[name](args).run(name, args.out, described):
+    """Returns the exit status: 0; 1 where --fail-if-slower finds something; 2 for bad input; 130 after Ctrl-C."""
+    args, chosen = parse(argv)
+    if args.compare:
+        return _compare(*args.compare, args.fail_if_slower)
+    print(environment.caption(args.described), flush=True)
+    for name, part in chosen.items():
+        if not part.run(name, args.out, args.described):
             return 130
+    if args.fail_if_slower and "timings" in chosen:
+        rows = results.read_document(args.out / "timings.json")["rows"]
+        return _fail(compare.slower_than_others(rows, args.fail_if_slower))
     return 0
+
+
+def _compare(before: Path, after: Path, limit: float | None) -> int:
+    try:
+        comparison = compare.compare_files(before, after)
+    except (ValueError, OSError) as error:
+        print(f"bench: --compare {error}", file=sys.stderr)
+        return 2
+    print(comparison.report())
+    return _fail(comparison.slower_fastreg(limit)) if limit else 0
+
+
+def _fail(slower: list[str]) -> int:
+    for line in slower:
+        print(f"slower: {line}", file=sys.stderr)
+    return 1 if slower else 0
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import os
 import platform
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -36,6 +38,7 @@ def describe(device: torch.device) -> dict:
         "backend": device.type,
         "torch": torch.__version__,
         "fastreg": fastreg.__version__,
+        "fastreg_code": fingerprint(),
         "fastreg_kernels": device.type in build["backends"],
         "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
@@ -47,6 +50,31 @@ def describe(device: torch.device) -> dict:
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "fastreg_build": build,
     }
+
+
+def fingerprint() -> str:
+    """Twelve digits that change with any file of the package, the compiled extension included."""
+    folder, digest = Path(fastreg.__file__).parent, hashlib.sha256()
+    for path in sorted(path for pattern in ("*.py", "_C*") for path in folder.rglob(pattern)):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def differences(first: dict, second: dict, keys: Iterable[str]) -> str:
+    """`torch 2.13.0 and 2.11.0, ...` of the keys whose values differ; empty where none do."""
+    different = (key for key in keys if first.get(key) != second.get(key))
+    return ", ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in different)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can be allocated."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        listed = Path("/proc/meminfo").read_text()
+        return int(re.search(r"^MemAvailable:\s+(\d+) kB", listed, re.MULTILINE)[1]) << 10
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def cpu_model() -> str:

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import environment, results
 
 PARTIAL = " (partial: interrupted)"
+Chart = Callable[[list[dict], str, str, Path], None]  # of the rows, with a title and a caption, to a PNG file
 
 
 @dataclass(frozen=True)
 class Part:
-    """Its rows, in the batches in which they come; a table, a chart and files of the rows."""
+    """Its rows, in the batches in which they come; a table, charts and files of the rows.
+
+    charts: by what their files' names end in. kept: rows of a run before, that this one goes on from."""
 
     title: str
     rows: Callable[[], Iterator[list[dict]]]
     report: Callable[[list[dict]], str]
-    chart: Callable[[list[dict], str, str, Path], None]
+    charts: Mapping[str, Chart]
     write: Callable[[Path, str, dict, list[dict], bool], list[Path]] = results.write_results
+    kept: Sequence[dict] = ()
 
     def run(self, name: str, folder: Path, described: dict) -> bool:
         """Writes `name.*` to the folder. Returns whether it was complete, which Ctrl-C prevents."""
-        rows, complete = [], False
+        rows, complete = list(self.kept), False
         contention = environment.Contention()
         try:
             for batch in self.rows():
@@ -35,15 +39,22 @@ class Part:
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted, keeping what there is", file=sys.stderr)
         finally:
-            caption = environment.caption(described)
+            caption = full_caption(described, rows)
             title = self.title if complete else self.title + PARTIAL
             paths = self.write(folder, name, described, rows, complete)
             if rows:
-                share = statistics.mean(row["contention"] for row in rows)
-                if share > results.CONTENDED:
-                    caption += f" · NOT ALONE: other programs took {share:.0%} of the CPU time"
-                paths.append(results.result_path(folder, name, "png", complete))
-                self.chart(rows, title, caption, paths[-1])
+                for suffix, chart in self.charts.items():
+                    paths.append(results.result_path(folder, name + suffix, "png", complete))
+                    chart(rows, title, caption, paths[-1])
                 print(f"\n{title}\n{caption}\n\n{self.report(rows)}\n")
             print("wrote", *paths, flush=True)
         return complete
+
+
+def full_caption(described: dict, rows: list[dict]) -> str:
+    """The environment in one line, and whether other programs ran in it."""
+    caption = environment.caption(described)
+    share = statistics.mean(row["contention"] for row in rows) if rows else 0.0
+    if share > results.CONTENDED:
+        caption += f" · NOT ALONE: other programs took {share:.0%} of the CPU time"
+    return caption

@@ -50,6 +50,22 @@ def write_results(folder: Path, stem: str, environment: dict, rows: list[dict], 
     return paths
 
 
+def read_document(path: Path) -> dict:
+    """What write_results wrote.
+
+    Raises:
+        ValueError: it is something else.
+        OSError: it cannot be read.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not {"environment", "rows"} <= document.keys():
+        raise ValueError(f"must be a JSON file of results, got {path}")
+    return document
+
+
 def replace_file(path: Path, text: str) -> None:
     """Write it whole or not at all."""
     scratch = path.with_suffix(path.suffix + ".new")
@@ -69,7 +85,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: in
 
 def significant(value: float, digits: int = 3) -> str:
     """A positive number in so many digits: 1234.5 -> 1,234; 12.345 -> 12.3; 0.01234 -> 0.0123."""
-    return f"{value:,.{max(digits - 1 - math.floor(math.log10(value)), 0)}f}"
+    magnitude = math.floor(math.log10(float(f"{value:.{digits}g}")))  # of 0.9996 in three digits: that of 1.00
+    return f"{value:,.{max(digits - 1 - magnitude, 0)}f}"
 
 
 def progress(steps: Iterable, name: str, unit: str) -> tqdm:

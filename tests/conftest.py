@@ -39,6 +39,10 @@ def has_zoo():
 NEEDS = {
     "cuda": (lambda config: torch.cuda.is_available(), "need a GPU and have not run: there is none here"),
     "nvcc": (lambda config: has_nvcc(), "need nvcc and have not run: there is none here"),
+    "triton": (
+        lambda config: importlib.util.find_spec("triton") is not None,
+        "need Triton and have not run: there is none here",
+    ),
     "zoo": (
         lambda config: has_zoo(),
         "need torchvision and timm (the extra zoo) and have not run: there are none here",

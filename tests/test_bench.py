@@ -1,4 +1,4 @@
-"""The benchmarks: statistics, fairness, result files, arguments, interruption. No test asserts a time."""
+"""The benchmarks' command: result files, arguments, interruption, resumption. No test asserts a time."""
 
 import csv
 import json
@@ -11,135 +11,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 import fastreg
 from bench import __main__ as command
-from bench import charts, environment, results, timing
-from bench.cases import Case, cases
-from bench.providers import FASTREG, TORCH, Provider, providers
+from bench import environment, parts, results
+from bench.timings import charts, memory_chart, report, roofline, scaling, speed_chart, tensors
+from bench.timings.cases import Case
+from bench.timings.run import Job
+from tests.bench_fixtures import CPU, brief, one_thread, rows_of  # noqa: F401
+from tests.bench_fixtures import run_command as run_main
+from tests.gpu_check.report import MOST_FILES
 from tests.gpu_check.runner import heed_interrupts
 
-CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {"device": "abacus", "torch": "2.0", "fastreg_build": {"backends": []}}
 ROWS = [{"a": 1, "b": 0.5}, {"a": 2, "b": 0.25}]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other take long where the cores are shared, and the work here is tiny."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def brief(monkeypatch):
-    """Two rounds of a few calls for every case."""
-    monkeypatch.setattr(timing, "ROUNDS", (2, 2))
-    monkeypatch.setattr(timing, "BLOCK_SECONDS", 0)
-    monkeypatch.setattr(timing, "SECONDS_PER_CASE", {True: 0, False: 0})
-    monkeypatch.setitem(timing.POOL_BYTES, "cpu", 0)
-
-
-# Timings
-
-
-def test_quantiles_interpolate():
-    assert timing.quantiles([5, 1, 4, 2, 3]) == pytest.approx([1.8, 3, 4.2])
-    assert timing.quantiles([7]) == [7, 7, 7]
-
-
-@pytest.mark.parametrize(
-    ("op", "direction", "accesses"),
-    [
-        ("dropout", "forward", 2),
-        ("dropout", "backward", 2),
-        ("dropout", "both", 4),
-        ("batch_norm", "forward", 2),
-        ("batch_norm", "backward", 3),
-        ("batch_norm", "both", 5),
-        ("batch_norm", "evaluation", 2),
-    ],
-)
-def test_necessary_bytes(op, direction, accesses):
-    assert Case(op, direction, (32, 100)).necessary_bytes == accesses * 3200 * 4
-    assert Case(op, direction, (2, 3, 4, 5), torch.bfloat16).necessary_bytes == accesses * 120 * 2
-
-
-def test_cases_cover_the_sizes_once():
-    everything = cases()
-    assert len(set(everything)) == len(everything)
-    assert {(32, 100), (64, 64, 56, 56)} <= {case.shape for case in everything if case.op == "dropout"}
-    assert {(32, 100), (64, 64, 56, 56)} <= {case.shape for case in everything if case.op == "batch_norm"}
-    assert {case.layout for case in everything if case.shape == (32, 64, 56, 56)} == {"contiguous", "channels_last"}
-
-
-def test_ratio_is_paired_by_round():
-    samples = {"copy": [1e-6, 1e-6, 1e-6], "torch": [2e-6, 40e-6, 9e-6], "fastreg": [1e-6, 10e-6, 3e-6]}
-    rows = {row["provider"]: row for row in timing.summarise(Case("batch_norm", "backward", (10, 25)), samples)}
-    assert rows["torch"]["ratio"] == pytest.approx(3)  # of 2, 4 and 3; the medians' ratio is 3 as well, so also:
-    assert rows["torch"]["ratio_80"] == pytest.approx(3.6)
-    assert rows["fastreg"]["ratio"] == 1
-    assert rows["fastreg"]["us"] == pytest.approx(3)
-    assert rows["fastreg"]["gb_per_s"] == pytest.approx(3 * 1000 / 3e-6 / 1e9)
-    assert rows["copy"]["gb_per_s"] == pytest.approx(2 * 1000 / 1e-6 / 1e9)
-    assert rows["fastreg"]["of_copy"] == pytest.approx(0.5)
-
-
-def test_rounds_alternate_the_order_and_walk_the_pools():
-    calls = []
-    workloads = {
-        name: timing.Workload(lambda entry, name=name: calls.append((name, entry)), range(3)) for name in ("a", "b")
-    }
-    low, high = timing.ROUNDS
-    samples = timing._rounds(workloads, {"a": 1, "b": 2}, CPU, seconds=0)
-    assert {name: len(times) for name, times in samples.items()} == {"a": low, "b": low}
-    assert calls[:6] == [("a", 0), ("b", 0), ("b", 1), ("b", 2), ("b", 0), ("a", 1)]
-    assert low < high
-
-
-@pytest.mark.parametrize("provider", [TORCH, FASTREG], ids=lambda provider: provider.name)
-@pytest.mark.parametrize("case", [c for c in cases(quick=True) if c.direction != "evaluation"], ids=str)
-def test_steps_do_what_the_case_says(case, provider):
-    layout = timing.MEMORY_FORMATS[case.layout]
-    inputs = [torch.randn(case.shape, dtype=case.dtype).contiguous(memory_format=layout) for _ in range(2)]
-    workload = timing.layer_workload(case, provider, inputs)
-    if case.direction != "forward":
-        assert next(workload._next)[-1].is_contiguous(memory_format=layout)  # the gradient that comes in
-    asked = []
-    for x in inputs:
-        x.register_hook(lambda gradient: asked.append(gradient.is_contiguous(memory_format=layout)))
-    assert workload.seconds_per_call(4, CPU) > 0
-    assert asked == ([] if case.direction == "forward" else [True] * 4)
-
-
-def test_grad_mode_and_training_mode_of_what_is_timed(brief, monkeypatch):
-    seen = set()
-
-    class Spy(nn.BatchNorm1d):
-        def forward(self, input):
-            seen.add((self.training, torch.is_grad_enabled(), input.requires_grad))
-            return super().forward(input)
-
-    spies = [Provider(name, type("layers", (), {"BatchNorm1d": Spy})) for name in ("torch", "fastreg")]
-    monkeypatch.setattr(timing, "providers", lambda op, device: spies)
-    timing.measure(Case("batch_norm", "evaluation", (4, 3)), CPU, 0)
-    assert seen == {(False, False, False)}
-    seen.clear()
-    timing.measure(Case("batch_norm", "forward", (4, 3)), CPU, 0)
-    assert seen == {(True, True, True)}
-
-
-def test_cudnn_is_a_peer_of_its_own_on_gpus_only():
-    assert [p.name for p in providers("batch_norm", CPU)] == ["torch", "fastreg"]
-    peers = {p.name: p for p in providers("batch_norm", torch.device("cuda"))}
-    with peers["torch_without_cudnn"].settings():
-        assert not torch.backends.cudnn.enabled
-    with peers["torch"].settings():
-        assert torch.backends.cudnn.enabled
+TIMINGS = ("--only", "timings", "--device", "cpu", "--providers", "torch")
+FILES = {"timings.json", "timings.csv", "timings.png", "timings-overview.png"}
 
 
 # Results
@@ -170,8 +58,8 @@ def test_partial_files_are_marked_and_replace_nothing(tmp_path):
 def test_tables():
     table = results.format_table(["name", "value"], [["a", "1"], ["bcdef", "12,345"]])
     assert table == "name    value\n-------------\na           1\nbcdef  12,345"
-    values = (1234.5, 123.45, 12.345, 1.2345, 0.012345)
-    assert [results.significant(value) for value in values] == ["1,234", "123", "12.3", "1.23", "0.0123"]
+    values = (1234.5, 123.45, 12.345, 1.2345, 0.9996, 0.012345)
+    assert [results.significant(value) for value in values] == ["1,234", "123", "12.3", "1.23", "1.00", "0.0123"]
 
 
 def test_environment_keys_the_results(monkeypatch):
@@ -197,9 +85,8 @@ def test_contention_is_what_others_took_beyond_the_spare_cores(monkeypatch):
     assert contention.since_last() == 0  # one core busy elsewhere, and one to spare
     assert contention.since_last() == 0  # too soon to tell
     assert contention.since_last() == 1  # three busy elsewhere: two of ours
-    rows = list(timing.summarise(Case("dropout", "forward", (4,)), {n: [1.0] for n in ("copy", "torch", "fastreg")}))
-    assert "!" not in timing.report(rows)
-    assert "1.00 (1.00-1.00)!" in timing.report([row | {"contention": 0.5} for row in rows])
+    assert "!" not in report.report(rows_of())
+    assert "1.00 (1.00-1.00)!" in report.report([row | {"contention": 0.5} for row in rows_of()])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc/stat")
@@ -211,34 +98,155 @@ def test_own_work_is_not_the_others(monkeypatch):
     assert everything > 0
 
 
-def test_speed_chart_compares_with_the_best_peer():
+# Charts
+
+
+def test_speed_chart_compares_with_the_best_eager_peer():
     case = Case("batch_norm", "forward", (2, 2))
-    samples = {"copy": [1.0], "torch": [3.0], "torch_without_cudnn": [2.0], "fastreg": [4.0]}
-    assert charts.best_ratios(list(timing.summarise(case, samples))) == {
-        ("batch_norm", "forward", "2x2  fp32"): (0.5, 0.5, 0.5)
-    }
+    rows = rows_of(case, torch=[3.0], torch_without_cudnn=[2.0], compile=[1.0], fastreg=[4.0])
+    assert speed_chart.best_ratios(rows) == {("batch_norm", "forward", "2x2  fp32"): (0.5, 0.5, 0.5)}
+    assert speed_chart.best_ratios(rows, ["compile"]) == {("batch_norm", "forward", "2x2  fp32"): (0.25,) * 3}
+
+
+def test_roofline_is_the_copys_median_by_size():
+    rows = []
+    for size, seconds in ((4, 1.0), (4, 3.0), (2, 1.0)):
+        rows += rows_of(Case("dropout", "both", (size,)), copy=[seconds])
+    assert roofline.copy_times(rows) == [(16, 1e6), (32, 2e6)]
+
+
+def test_memory_chart_takes_the_largest_tensor():
+    rows = []
+    for size in (4, 8):
+        rows += [row | {"saved_bytes": size * 4 * size} for row in rows_of(Case("dropout", "both", (size,)))]
+    assert memory_chart.kept(rows) == {"dropout": {"torch": 8, "fastreg": 8}}
+
+
+def test_scaling_chart_takes_what_has_the_most_sizes():
+    rows = [row for size in (8, 2, 4, 1) for row in rows_of(Case("dropout", "both", (size,)))]
+    rows += [row for size in (8, 2, 4) for row in rows_of(Case("dropout", "forward", (size,)))]
+    rows += [row for size in (8, 2) for row in rows_of(Case("alpha_dropout", "forward", (size,)))]
+    assert list(scaling.series(rows)) == [("dropout", "both", "float32", "contiguous")]
+
+
+def test_charts_of_rows_of_every_kind(tmp_path):
+    rows = [row for size in (8, 2, 4) for row in rows_of(Case("dropout", "both", (size,)), compile=[2.0])]
+    rows += rows_of(Case("batch_norm", "evaluation", (2, 3, 4, 5), torch.bfloat16, "channels_last"))
+    for chosen in (rows, rows[-3:], rows[:1]):
+        for name, chart in charts.CHARTS.items():
+            chart(chosen, "title", "caption", tmp_path / f"chart{name}.png")
+            assert (tmp_path / f"chart{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_words_of_charts():
+    assert [tensors.with_unit(size) for size in (12, 1536, 3 << 20, 4 << 30)] == ["12 B", "1.5 KiB", "3 MiB", "4 GiB"]
+    row = Case("batch_norm", "both", (2, 3, 4, 5), torch.bfloat16, "channels_last").describe()
+    assert (tensors.label(row), tensors.size(row)) == ("2x3x4x5  bf16  channels-last", 240)
+
+
+def test_a_device_has_at_most_eight_files():
+    """What tests/gpu_check writes: its own, and two parts' files and charts."""
+    assert 1 + sum(2 + len(own) for own in parts.CHARTS.values()) <= MOST_FILES
 
 
 # The command
 
 
 def run_command(*arguments):
-    try:
-        return command.main(list(map(str, arguments)))
-    except SystemExit as exit:
-        return exit.code
+    return run_main(command.main, *arguments)
 
 
-@pytest.mark.parametrize(("part", "ends"), [("timings", ("json", "csv", "png")), ("training", ("json", "png"))])
-def test_whole_run(part, ends, brief, tmp_path, capsys):
-    assert run_command("--quick", "--only", part, "--device", "cpu", "--out", tmp_path / "new") == 0
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {f"{part}.{end}" for end in ends}
-    assert (tmp_path / "new" / f"{part}.png").read_bytes().startswith(b"\x89PNG")
-    document = json.loads((tmp_path / "new" / f"{part}.json").read_text())
+def test_timings(brief, tmp_path, capsys):  # noqa: F811
+    assert run_command("--quick", *TIMINGS, "--out", tmp_path / "new") == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == FILES
+    document = json.loads((tmp_path / "new/timings.json").read_text())
     assert document["complete"] is True
-    rows = document.get("rows") or document["runs"]
-    assert {"torch", "fastreg"} <= {row.get("provider") or row["layers"] for row in rows}
-    assert part in capsys.readouterr().out
+    assert {row["provider"] for row in document["rows"]} == {"copy", "torch", "fastreg"}
+    row = next(
+        row for row in document["rows"] if (row["op"], row["mode"], row["provider"]) == ("dropout", "both", "fastreg")
+    )
+    assert (row["saved_bytes"], row["launches"]) == (16, None)
+    assert row["peak_bytes"] > 0
+    assert "layer by layer" in capsys.readouterr().out
+
+
+def test_training(tmp_path):
+    assert run_command("--quick", "--only", "training", "--device", "cpu", "--out", tmp_path) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"training.json", "training.png"}
+    assert {run["layers"] for run in json.loads((tmp_path / "training.json").read_text())["runs"]} == {
+        "torch",
+        "fastreg",
+    }
+
+
+def test_selection(brief, tmp_path, capsys):  # noqa: F811
+    chosen = ["--ops", "drop_path", "batch_norm", "--modes", "both", "evaluation", "--shapes", "4x3x2x2", "8x5"]
+    chosen += ["--dtypes", "fp32", "bf16", "--layouts", "channels_last", "--providers", "torch", "compile"]
+    assert run_command("--only", "timings", "--device", "cpu", *chosen, "--out", tmp_path) == 0
+    rows = json.loads((tmp_path / "timings.json").read_text())["rows"]
+    assert {(row["op"], row["mode"]) for row in rows} == {
+        ("drop_path", "both"),
+        ("batch_norm", "both"),
+        ("batch_norm", "evaluation"),
+    }
+    assert {(row["shape"], row["layout"]) for row in rows} == {("4x3x2x2", "channels_last")}
+    assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
+    assert {row["provider"] for row in rows} == {"copy", "torch", "compile", "fastreg"}
+
+
+def test_resume_adds_what_is_missing(brief, tmp_path, monkeypatch, capsys):  # noqa: F811
+    measured = []
+    whole = Job.run
+
+    def interrupted(self):
+        for count, rows in enumerate(whole(self)):
+            measured.append(rows[0]["mode"])
+            yield rows
+            if count == 1:
+                raise KeyboardInterrupt
+
+    arguments = (*TIMINGS, "--quick", "--ops", "dropout", "--out", tmp_path)
+    monkeypatch.setattr(Job, "run", interrupted)
+    assert run_command(*arguments, "--resume") == 130
+    assert "nothing to resume" in capsys.readouterr().err
+    before = json.loads((tmp_path / "timings.partial.json").read_text())["rows"]
+    assert run_command(*arguments, "--resume") == 0
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert measured == ["forward", "backward", "both"]
+    after = json.loads((tmp_path / "timings.json").read_text())["rows"]
+    assert after[: len(before)] == before and len(after) == 9
+    monkeypatch.setattr(Job, "run", whole)
+    assert run_command(*arguments[:-4], "--ops", "batch_norm", "--modes", "forward", "--out", tmp_path, "--resume") == 0
+    grown = json.loads((tmp_path / "timings.json").read_text())["rows"]
+    assert grown[:9] == after and {row["op"] for row in grown[9:]} == {"batch_norm"}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"torch": "1.0"}, f"torch 1.0 and {torch.__version__}"), ({"fastreg_code": "0"}, "fastreg_code 0 and "),
+    ({"threads": 77}, "threads 77 and 1"),
+])  # fmt: skip
+def test_resume_elsewhere_is_refused(change, message, tmp_path, capsys):
+    described = environment.describe(CPU) | change
+    results.write_results(tmp_path, "timings", described, rows_of(), complete=False)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run_command("--quick", *TIMINGS, "--out", tmp_path, "--resume") == 2
+    assert (
+        f"--resume must go on where {tmp_path}/timings.partial.json was written, got {message}"
+        in capsys.readouterr().err
+    )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "timings.partial.json").write_text("{")
+    assert run_command("--quick", *TIMINGS, "--out", tmp_path, "--resume") == 2
+    assert "--resume must be a JSON file of results, got" in capsys.readouterr().err
+
+
+def test_fail_if_slower(brief, tmp_path, monkeypatch, capsys):  # noqa: F811
+    arguments = ("--quick", *TIMINGS, "--out", tmp_path, "--fail-if-slower", "1.5")
+    monkeypatch.setattr(Job, "run", lambda self: iter([rows_of(torch=[0.5])]))
+    assert run_command(*arguments) == 1
+    assert "slower: dropout forward 4 float32 contiguous: 2.00 times the time of torch" in capsys.readouterr().err
+    monkeypatch.setattr(Job, "run", lambda self: iter([rows_of()]))
+    assert run_command(*arguments) == 0
 
 
 @pytest.mark.parametrize(
@@ -250,6 +258,16 @@ def test_whole_run(part, ends, brief, tmp_path, capsys):
         (["--threads", "two"], "argument --threads: must be a whole number from 1, got two"),
         (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, got tpu"),
         (["--device", "cuda:99"], "--device must name a device that is there, got cuda:99 (torch "),
+        (["--ops", "dropout", "dropin"], "argument --ops: invalid choice: 'dropin' (choose from 'dropout', "),
+        (["--modes", "sideways"], "argument --modes: invalid choice: 'sideways' (choose from 'forward', 'backward', "),
+        (["--providers", "keras"], "argument --providers: invalid choice: 'keras' (choose from 'torch', "),
+        (["--dtypes", "int8"], "argument --dtypes: invalid choice: 'int8' (choose from 'fp32', 'bf16', 'fp16')"),
+        (["--layouts", "rows"], "argument --layouts: invalid choice: 'rows' (choose from 'contiguous', "),
+        (["--shapes", "vgg"], "argument --shapes: must be one of resnet50-32, resnet50-64, "),
+        (["--providers", "apex"], "--providers must be installed: apex: cannot import apex.contrib.groupbn"),
+        (["--ops", "dropout2d", "--shapes", "3x3"], "must leave something to time: no operator takes such tensors"),
+        (["--minutes", "0"], "argument --minutes: must be a number above 0, got 0"),
+        (["--fail-if-slower", "much"], "argument --fail-if-slower: must be a number above 0, got much"),
         (["--what"], "unrecognized arguments: --what"),
     ],
 )
@@ -266,26 +284,26 @@ def test_folder_that_cannot_be_written(tmp_path, capsys):
         assert f"--out must be a folder that can be written, got {out}" in capsys.readouterr().err
 
 
-def test_threads(brief, tmp_path):
-    assert run_command("--quick", "--only", "timings", "--device", "cpu", "--threads", 2, "--out", tmp_path) == 0
+def test_threads(brief, tmp_path):  # noqa: F811
+    assert run_command("--quick", *TIMINGS, "--ops", "dropout", "--threads", 2, "--out", tmp_path) == 0
     assert json.loads((tmp_path / "timings.json").read_text())["environment"]["threads"] == 2
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
 def test_what_was_measured_outlives_an_interruption(failure, tmp_path, monkeypatch, capsys):
-    rows = list(timing.summarise(Case("dropout", "forward", (4,)), {n: [1.0] for n in ("copy", "torch", "fastreg")}))
+    rows = rows_of()
 
-    def run(*_):
+    def run(self):
         yield rows
         raise failure
 
-    monkeypatch.setattr(timing, "run", run)
+    monkeypatch.setattr(Job, "run", run)
     if failure is KeyboardInterrupt:
         assert run_command("--device", "cpu", "--out", tmp_path) == 130
     else:
         with pytest.raises(RuntimeError):
             run_command("--device", "cpu", "--out", tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {f"timings.partial.{end}" for end in ("json", "csv", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == {name.replace(".", ".partial.") for name in FILES}
     document = json.loads((tmp_path / "timings.partial.json").read_text())
     assert [row.pop("contention") >= 0 for row in document["rows"]] == [True] * len(rows)
     assert document["rows"] == rows

@@ -301,11 +301,11 @@ def test_timings_of_an_earlier_run_do_not_count(tmp_path, monkeypatch):
     job = make_job(tmp_path)
     (job.report.folder / "timings.json").write_text(json.dumps(timings()))
     monkeypatch.setattr(Job, "command", lambda self, *command, **environ: (1, ""))
-    assert phases.bench(job) == Outcome(FAILED, "bench ended with status 1 and wrote nothing")
+    assert phases.bench("timings")(job) == Outcome(FAILED, "bench ended with status 1 and wrote nothing")
 
 
 def test_cpu_timings_only_on_request(tmp_path):
-    outcome = phases.bench(make_job(tmp_path, CPU))
+    outcome = phases.bench("timings")(make_job(tmp_path, CPU))
     assert outcome.status == LEFT_OUT and "--cpu-timings" in outcome.note
 
 
@@ -326,7 +326,13 @@ def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
     note = machine.missing(["no-such-1", "pytest", "no-such-2", "no-such-1"])
     assert note.startswith("missing: no-such-1 no-such-2. Remedy: pip install no-such-1 no-such-2;")
     monkeypatch.setattr(machine, "missing", lambda names: note)
-    for phase in (phases.build_extension, phases.build_kernels, phases.tests_python, phases.codegen, phases.bench):
+    for phase in (
+        phases.build_extension,
+        phases.build_kernels,
+        phases.tests_python,
+        phases.codegen,
+        phases.bench("timings"),
+    ):
         assert phase(make_job(tmp_path)) == Outcome(FAILED, note)
 
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from bench.providers import FASTREG, Provider
 from bench.training import charts, loop, networks, report
 from bench.training.data import Data
 from bench.training.experiments import digits, ensemble, init_scale
-from bench.training.loop import Recipe, Task
+from bench.training.loop import FASTREG, Provider, Recipe, Task
 
 CPU = torch.device("cpu")
 BOTH = tuple(loop.PROVIDERS.values())

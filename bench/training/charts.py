@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from bench.charts import COLOURS, GRID, INK, LABELS, MUTED
-from bench.providers import FASTREG
 from bench.results import significant
-from bench.training.loop import TORCH
+from bench.training.loop import FASTREG, TORCH
 from bench.training.report import runs, speeds
 
 # Okabe and Ito's colours, which differ under every common colour blindness, the palest left out.

@@ -35,9 +35,14 @@ class Data:
 
     def describe(self) -> str:
         """As the output and the charts call it."""
-        if self.stands_in_for:
-            return f"On {TITLES[self.name]} in place of {TITLES[self.stands_in_for]}, for there was no --data"
-        return f"On {TITLES[self.name]}"
+        return describe(self.name, self.stands_in_for)
+
+
+def describe(name: str, stands_in_for: str | None) -> str:
+    """On NAME; or in place of which other data set."""
+    if stands_in_for:
+        return f"On {TITLES[name]} in place of {TITLES[stands_in_for]}, for there was no --data"
+    return f"On {TITLES[name]}"
 
 
 def load(wanted: str, folder: Path | None, device: torch.device) -> Data:

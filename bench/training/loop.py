@@ -15,12 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.providers import FASTREG, Provider
+import fastreg
 from bench.results import progress
 from bench.training import plain
 from bench.training.data import Data, Split
 
+
+@dataclass(frozen=True)
+class Provider:
+    """Layers under torch.nn's names: `layers.Dropout(p)`, `layers.BatchNorm1d(features)`, ..."""
+
+    name: str
+    layers: ModuleType
+
+
 TORCH = Provider("torch", plain)
+FASTREG = Provider("fastreg", fastreg.nn)
 PROVIDERS = {provider.name: provider for provider in (TORCH, FASTREG)}
 EITHER = "either"  # the layers of a network that has none of those compared
 

@@ -8,9 +8,8 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.providers import FASTREG
 from bench.results import format_table, replace_file, result_path
-from bench.training.loop import TORCH
+from bench.training.loop import FASTREG, TORCH
 
 KEYS = ("variant", "layers", "seed")  # what identifies a run; further columns that never change join them
 SPEED = f"{TORCH.name}'s seconds / {FASTREG.name}'s"

@@ -168,25 +168,30 @@ def codegen(job):
     return Outcome(DONE if status == 0 else FAILED, last, {"failures": failures[:MOST_NAMES]})
 
 
-def bench(job):
-    backend = job.found["backend"]
-    if backend == "cpu" and not job.cpu_timings:
-        return Outcome(LEFT_OUT, "needs a GPU; --cpu-timings times the CPU backend")
-    if missing := machine.missing(machine.requirements("bench")):
-        return Outcome(FAILED, missing)
-    folder = job.report.folder
-    before = _written(folder)
-    arguments = ["--only", "timings", "--device", backend, "--out", folder]
-    status, _ = job.command(sys.executable, "-m", "bench", *arguments, FASTREG_EXPECT=backend)
-    new = [path for path, when in _written(folder).items() if when != before.get(path)]
-    if not new:
-        return Outcome(FAILED, f"bench {ended(status)} and wrote nothing")
-    return timings_outcome(status, json.loads(new[0].read_text()), job.found)
+def bench(part):
+    """The phase that runs a part of `python -m bench`."""
+
+    def run(job):
+        backend = job.found["backend"]
+        if backend == "cpu" and not job.cpu_timings:
+            return Outcome(LEFT_OUT, "needs a GPU; --cpu-timings times the CPU backend")
+        if missing := machine.missing(machine.requirements("bench")):
+            return Outcome(FAILED, missing)
+        folder = job.report.folder
+        before = _written(folder, part)
+        arguments = ["--only", part, "--device", backend, "--out", folder]
+        status, _ = job.command(sys.executable, "-m", "bench", *arguments, FASTREG_EXPECT=backend)
+        new = [path for path, when in _written(folder, part).items() if when != before.get(path)]
+        if not new:
+            return Outcome(FAILED, f"bench {ended(status)} and wrote nothing")
+        return timings_outcome(status, json.loads(new[0].read_text()), job.found)
+
+    return run
 
 
-def _written(folder):
-    """When each of the files of timings was last written."""
-    paths = [folder / "timings.json", folder / "timings.partial.json"]
+def _written(folder, part):
+    """When each of the part's files was last written."""
+    paths = [folder / f"{part}.json", folder / f"{part}.partial.json"]
     return {path: path.stat().st_mtime_ns for path in paths if path.exists()}
 
 
@@ -208,8 +213,8 @@ def _extension(job):
     return sorted((ROOT / "fastreg").glob("_C*.so")) or [ROOT / "fastreg/_C.so"]
 
 
-def _timings(job):
-    return [job.report.folder / "timings.json"]
+def _results(part):
+    return lambda job: [job.report.folder / f"{part}.json"]
 
 
 PHASES = [
@@ -220,5 +225,8 @@ PHASES = [
     Phase("tests.kernels", tests_kernels, needs=["build.kernels"]),
     *(Phase(f"sanitizer.{tool}", sanitizer(tool), needs=["build.kernels"]) for tool in SANITIZERS),
     Phase("codegen", codegen),
-    Phase("bench", bench, needs=["build.extension"], products=_timings, needs_gpu=False),
+    *(
+        Phase(f"bench.{part}", bench(part), needs=["build.extension"], products=_results(part), needs_gpu=False)
+        for part in ("timings", "end-to-end")
+    ),
 ]

@@ -26,6 +26,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "search": search.SEARCH,
 }
 STUDIES: dict[str, Experiment] = {f"fashion-dropout-{name}": study for name, study in fashion.STUDIES.items()}
+ALL = EXPERIMENTS | STUDIES
 SEEDS = 3
 
 
@@ -48,18 +49,11 @@ class Choice:
 
 def part(name: str, choice: Choice) -> Part:
     """The experiment `name`, or a study, ready to run; raises ValueError as Choice.task does."""
-    experiment = (EXPERIMENTS | STUDIES)[name]
+    experiment = ALL[name]
     task = choice.task(experiment)
 
     def tables(rows: list[dict]) -> str:
         return f"{task.data.describe()}\n{experiment.report(rows)}"
-
-    def chart(rows: list[dict], title: str, caption: str, path: Path) -> None:
-        with matplotlib.rc_context(STYLE):
-            figure = experiment.chart(rows)
-            inscribe(figure, title, f"{task.data.describe()}.\n{charts.note(rows)}\n{caption}")
-            charts.separate_labels(figure)
-            figure.savefig(path)
 
     about = {
         "experiment": name,
@@ -73,4 +67,19 @@ def part(name: str, choice: Choice) -> Part:
     if experiment.published:
         about["published"] = experiment.published
     write = partial(report.write, about=about)
-    return Part(experiment.title, partial(experiment.train, task), tables, chart, write)
+    return Part(
+        experiment.title,
+        partial(experiment.train, task),
+        tables,
+        {"": partial(draw, name, task.data.describe())},
+        write,
+    )
+
+
+def draw(name: str, data: str, rows: list[dict], title: str, caption: str, path: Path) -> None:
+    """The chart of an experiment, or a study, on the data described."""
+    with matplotlib.rc_context(STYLE):
+        figure = ALL[name].chart(rows)
+        inscribe(figure, title, f"{data}.\n{charts.note(rows)}\n{caption}")
+        charts.separate_labels(figure)
+        figure.savefig(path)

@@ -12,10 +12,9 @@ from torch import nn
 from torch.optim import SGD
 
 from bench.charts import COLOURS, INK
-from bench.providers import FASTREG
 from bench.training import charts, data
 from bench.training.experiments.experiment import Experiment
-from bench.training.loop import TORCH, Recipe, Task, train
+from bench.training.loop import FASTREG, TORCH, Recipe, Task, train
 from bench.training.networks import mlp, normal_weights
 
 SCALES = np.logspace(0, -4, num=16)

@@ -14,11 +14,10 @@ from torch import nn
 from torch.optim import SGD
 
 from bench.charts import COLOURS, MUTED
-from bench.providers import FASTREG
 from bench.results import format_table
 from bench.training import charts, data, report
 from bench.training.experiments.experiment import Experiment
-from bench.training.loop import TORCH, Recipe, Task, train
+from bench.training.loop import FASTREG, TORCH, Recipe, Task, train
 from bench.training.networks import mlp, normal_weights
 
 TRIALS = 100

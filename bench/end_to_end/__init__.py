@@ -1,0 +1,1 @@
+"""Whole networks in training: plain, converted to fastreg, compiled, and both."""

@@ -1,0 +1,101 @@
+"""Training steps of each variant of a network in turn, from the same initial weights, on the same batch.
+
+A step is forward, cross entropy, backward, and SGD with momentum. A round is a step of each variant, the next one in
+the opposite order; a speed-up is the median over the rounds of (plain's time / the variant's time).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from bench.end_to_end import distributed
+from bench.end_to_end.networks import Network, networks
+from bench.end_to_end.shares import SHARES, shares
+from bench.end_to_end.step import VARIANTS, Step, Wrap
+from bench.results import progress
+from bench.statistics import quantiles
+from bench.timings.memory import peak_bytes
+
+PLAIN = "plain"
+ROUNDS = (5, 100)
+SECONDS_PER_NETWORK = {False: 20.0, True: 0.0}  # by `quick`; compiling and warming up not included
+WARM_UP = 2
+NETWORK_COLUMNS = ("network", "source", "batch", "input", "dtype", "layout", "devices")
+
+
+def key(row: dict) -> tuple:
+    """The network, and on how many devices, that a row of the results is of."""
+    return tuple(row[column] for column in NETWORK_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """done: keys of what needs no run."""
+
+    device: torch.device
+    quick: bool = False
+    done: Collection[tuple] = ()
+
+    def run(self) -> Iterator[list[dict]]:
+        """Train each network on one device, and where there are several GPUs, on all; yields the rows of each."""
+        several = torch.cuda.device_count() if self.device.type == "cuda" else 1
+        for network in networks(self.device, self.quick):
+            for devices in sorted({1, several}):
+                if key(network.describe() | {"devices": devices}) in self.done:
+                    continue
+                if devices == 1:
+                    samples = measure(network, self.device, SECONDS_PER_NETWORK[self.quick])
+                else:
+                    work = partial(measure, network, seconds=0.0, with_shares=False)  # as many rounds on all
+                    samples = distributed.run(work, self.device.type, devices)
+                yield list(summarise(network, devices, *samples))
+
+
+def measure(
+    network: Network, device: torch.device, seconds: float, wrap: Wrap = lambda model: model, with_shares: bool = True
+) -> tuple[dict[str, list[float]], dict[str, dict]]:
+    """(seconds per step, one sample per round, and further columns), by variant."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    initial = network.build()
+    steps, columns = {}, {}
+    for name, variant in progress(VARIANTS.items(), f"{network.name}: preparing", "variant"):
+        steps[name] = Step(network, copy.deepcopy(initial), variant, device, wrap)
+        for _ in range(WARM_UP):
+            steps[name]()
+        columns[name] = {"peak_bytes": peak_bytes(steps[name], device)}
+        measurable = with_shares and not variant.compiled  # compiled code has no operators to tell apart
+        columns[name] |= shares(steps[name]) if measurable else dict.fromkeys(SHARES)
+    return rounds(steps, seconds), columns
+
+
+def rounds(steps: dict[str, Step], seconds: float) -> dict[str, list[float]]:
+    """Samples of a few rounds at least, and of as many as there is time for."""
+    samples: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
+    deadline = time.perf_counter() + seconds
+    for finished in progress(range(ROUNDS[1]), "training", "round"):
+        if finished >= ROUNDS[0] and time.perf_counter() > deadline:
+            break
+        for name in order:
+            samples[name].append(steps[name].seconds())
+        order.reverse()
+    return samples
+
+
+def summarise(
+    network: Network, devices: int, samples: dict[str, list[float]], columns: dict[str, dict]
+) -> Iterator[dict]:
+    """A row per variant. `speed_up`: how many times plain's speed; batches are per device."""
+    for name, times in samples.items():
+        row = network.describe() | {"devices": devices, "variant": name, "rounds": len(times)}
+        row |= zip(("ms_20", "ms", "ms_80"), (1e3 * q for q in quantiles(times)), strict=True)
+        ratios = [plain / own for plain, own in zip(samples[PLAIN], times, strict=True)]
+        row |= zip(("speed_up_20", "speed_up", "speed_up_80"), quantiles(ratios), strict=True)
+        yield row | {"steps_per_s": 1e3 / row["ms"]} | columns[name]

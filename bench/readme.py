@@ -1,0 +1,213 @@
+"""`python -m bench.readme`: write the README's results from the committed files. With --check, only tell whether they
+are what it says (status 1 where they are not)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import part, results
+from bench.end_to_end.report import title
+from bench.results import significant
+from bench.timings import tensors
+from bench.timings.ops import MODES
+from bench.timings.providers import COMPILE
+from bench.timings.speed_chart import best_ratios
+from bench.timings.tensors import with_unit
+from bench.training.loop import EITHER, FASTREG, TORCH
+from bench.training.report import SPEED
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "bench/results"
+BEGIN, END = "<!-- {}: written by python -m bench.readme -->", "<!-- end of {} -->"
+FIRST_CHART = "init-scale.png"  # of the trainings
+
+
+def timings(root: Path, folder: Path) -> list[str]:
+    """Times PyTorch's speed, a line per tensor, a column per mode."""
+    document = results.read_document(root / folder / "timings.json")
+    rows = document["rows"]
+    ratios, compiled = best_ratios(rows), best_ratios(rows, [COMPILE.name])
+    modes = [mode for mode in MODES if any(case[1] == mode for case in ratios)]
+    lines = dict.fromkeys((row["op"], tensors.label(row)) for row in rows)
+    header = ["", *(tensors.MODES.get(mode, mode) for mode in modes)]
+    columns = [(ratios, mode) for mode in modes]
+    for mode in ("both", "graph"):
+        if any(case[1] == mode for case in compiled):
+            header.append(f"{tensors.MODES[mode]}, `torch.compile`")
+            columns.append((compiled, mode))
+    table = [
+        [
+            f"{op.replace('_', ' ')} {' '.join(label.split())}",
+            *(_ratio(among, op, mode, label) for among, mode in columns),
+        ]
+        for op, label in lines
+    ]
+    return [
+        f"{_where(document, rows)}. Times the speed of PyTorch's fastest eager mode, or of `torch.compile` where the "
+        "column names it; medians, both timed in turn in one process, above 1 is faster. With spread, bandwidth and "
+        f"memory: [timings.json]({folder}/timings.json).",
+        _markdown(header, table),
+        *_images(root, folder, {"timings.png": "Times PyTorch's speed, by layer, mode and size"}),
+        *_images(root, folder, {"timings-overview.png": "Roofline, memory kept for backward, bandwidth by size"}),
+    ]
+
+
+def _ratio(ratios: dict, op: str, mode: str, label: str) -> str:
+    found = ratios.get((op, mode, label))
+    return significant(found[1], 2) if found else ""
+
+
+def end_to_end(root: Path, folder: Path) -> list[str]:
+    """Steps per second and peak memory, a line per network and variant."""
+    document = results.read_document(root / folder / "end-to-end.json")
+    rows = document["rows"]
+    table = [
+        [
+            title(row),
+            row["variant"],
+            significant(row["steps_per_s"]),
+            f"{row['speed_up']:.2f}",
+            with_unit(row["peak_bytes"]),
+        ]
+        + ["" if row["share_layers"] is None else f"{row['share_layers']:.0%}"]
+        for row in rows
+    ]
+    header = [
+        "network",
+        "variant",
+        "steps/s",
+        "times plain",
+        "peak memory of a step",
+        "share of batch norm, relu, sums, dropout",
+    ]
+    return [
+        f"{_where(document, rows)}. Training steps of whole networks, all variants in turn in one process: "
+        f"[end-to-end.json]({folder}/end-to-end.json).",
+        _markdown(header, table, words=2),
+        *_images(root, folder, {"end-to-end.png": "Steps per second, peak memory and shares of a step's time"}),
+    ]
+
+
+def training(root: Path, folder: Path) -> list[str]:
+    """Test accuracy with either kind of layers, a line per experiment and network."""
+    documents = [json.loads(path.read_text()) for path in sorted((root / folder / "training").glob("*.json"))]
+    table = [line for document in documents for line in _trained(document, f"{folder}/training")]
+    names = {document["data"]["name"] for document in documents}
+    runs = [run for document in documents for run in document["runs"]]
+    header = [
+        "experiment",
+        "network",
+        "`torch.nn`",
+        "`fastreg.nn`",
+        "gap, `torch.nn`",
+        "`fastreg.nn`",
+        "times PyTorch's speed",
+    ]
+    return [
+        f"{_where(documents[0], runs)}. Test accuracy in %, mean ± standard deviation over the seeds; its gap to the "
+        "training accuracy in points; the median over the epochs of PyTorch's seconds over fastreg's, both trained in "
+        f"turn. A network that has neither dropout nor batch norm is trained once. Data: {', '.join(sorted(names))}.",
+        _markdown(header, table, words=2),
+        *_images(
+            root, folder / "training", {FIRST_CHART: "Training accuracy by epoch for 16 scales of initial weights"}
+        ),
+    ]
+
+
+def _trained(document: dict, folder: str) -> list[list[str]]:
+    """A line per network that was judged on test data, in several trainings."""
+    networks: dict[str, dict[str, dict]] = {}
+    for line in document["summary"]:
+        if "test_accuracy_deviation" in line:
+            networks.setdefault(line["variant"], {})[line["layers"]] = line
+    name = f"[{document['experiment']}]({folder}/{document['experiment']}.json)"
+    table = []
+    for variant, by_layers in networks.items():
+        sides = [by_layers.get(layers) for layers in (TORCH.name, FASTREG.name)]
+        if EITHER in by_layers:
+            sides = [by_layers[EITHER], None]
+        accuracies = [
+            f"{_percent(s, 'test_accuracy')} ± {_percent(s, 'test_accuracy_deviation')}" if s else "" for s in sides
+        ]
+        gaps = [f"{100 * (s['train_accuracy'] - s['test_accuracy']):.1f}" if s else "" for s in sides]
+        ratio = sides[1].get(SPEED) if sides[1] else None
+        table.append([name, variant, *accuracies, *gaps, f"{ratio:.2f}" if ratio else ""])
+    return table
+
+
+def _percent(line: dict, column: str) -> str:
+    return f"{100 * line[column]:.1f}"
+
+
+def _wrapped(blocks: list[str]) -> list[str]:
+    """The first, which is prose, in lines as long as the README's."""
+    return [textwrap.fill(blocks[0], 120, break_long_words=False, break_on_hyphens=False), *blocks[1:]]
+
+
+def _where(document: dict, rows: list[dict]) -> str:
+    complete = "" if document["complete"] else part.PARTIAL
+    return f"**{part.full_caption(document['environment'], rows)}**{complete}"
+
+
+def _markdown(header: list[str], table: list[list[str]], words: int = 1) -> str:
+    rule = ["---" if index < words else "---:" for index in range(len(header))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *table])
+
+
+def _images(root: Path, folder: Path, charts: dict[str, str]) -> list[str]:
+    return [f"![{text}]({folder}/{name})" for name, text in charts.items() if (root / folder / name).exists()]
+
+
+SECTIONS: dict[str, list[tuple[str, Callable[[Path, Path], list[str]]]]] = {
+    "timings": [("timings.json", timings), ("end-to-end.json", end_to_end)],
+    "training": [("training", training)],
+}
+
+
+def write(text: str, root: Path) -> str:
+    """The README with its sections as the files under `root` say.
+
+    Raises:
+        ValueError: a section's markers are not in the text, once and in order.
+    """
+    folders = sorted(path.relative_to(root) for path in (root / RESULTS).iterdir() if path.is_dir())
+    for name, makers in SECTIONS.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        if len(re.findall(f"{re.escape(begin)}.*?{re.escape(end)}", text, re.DOTALL)) != 1:
+            raise ValueError(f"README.md must have a section between {begin} and {end}")
+        blocks = [
+            block
+            for folder in folders
+            for file, make in makers
+            if (root / folder / file).exists()
+            for block in _wrapped(make(root, folder))
+        ]
+        before, after = text.split(begin)[0], text.split(end)[1]
+        text = "\n\n".join([before + begin, *blocks, end + after])
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args(argv).check
+    path = ROOT / "README.md"
+    before = path.read_text()
+    after = write(before, ROOT)
+    if check and before != after:
+        print("README.md does not say what the files say: run python -m bench.readme", file=sys.stderr)
+        return 1
+    if not check:
+        results.replace_file(path, after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

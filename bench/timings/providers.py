@@ -1,0 +1,86 @@
+"""Whose layers are compared."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bench.timings import others
+from bench.timings.cases import Case
+
+
+@dataclass(frozen=True)
+class Provider:
+    """layer: makes the case's layer. takes: whether it has one on a device. module: what it is imported from.
+
+    in_place: overwrites its input, which then cannot be a leaf that requires grad."""
+
+    name: str
+    layer: Callable[[Case], nn.Module]
+    takes: Callable[[Case, torch.device], bool] = lambda case, device: True
+    module: str = "torch"
+    settings: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    in_place: bool = False
+
+    def absence(self) -> str | None:
+        """Why it cannot be imported, or None."""
+        try:
+            importlib.import_module(self.module)
+        except Exception as error:  # such as a binary that was built for another torch
+            return f"cannot import {self.module}: {str(error).splitlines()[0]}"
+        return None
+
+
+def _compiled(case: Case) -> nn.Module:
+    torch.compiler.reset()  # past some recompilations of the same code it would silently run uncompiled
+    return torch.compile(case.definition.torch(case.shape))
+
+
+def _normalises(case: Case) -> bool:
+    return case.op.startswith("batch_norm")
+
+
+FASTREG = Provider("fastreg", lambda case: case.definition.fastreg(case.shape))
+TORCH = Provider("torch", lambda case: case.definition.torch(case.shape))
+TORCH_WITHOUT_CUDNN = Provider(
+    "torch_without_cudnn",
+    TORCH.layer,
+    lambda case, device: device.type == "cuda" and _normalises(case),  # cuDNN can only matter there
+    settings=lambda: torch.backends.cudnn.flags(enabled=False),
+)
+COMPILE = Provider("compile", _compiled)
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        TORCH,
+        TORCH_WITHOUT_CUDNN,
+        COMPILE,
+        Provider("apex", others.apex, others.apex_takes, "apex.contrib.groupbn"),
+        Provider("inplace_abn", others.inplace_abn, others.inplace_abn_takes, "inplace_abn", in_place=True),
+        Provider("triton", others.triton, others.triton_takes, "triton"),
+        FASTREG,
+    )
+}
+EAGER = (TORCH.name, TORCH_WITHOUT_CUDNN.name)
+
+
+def choose(names: Sequence[str] | None) -> tuple[list[Provider], dict[str, str]]:
+    """(the providers, the absent ones and why); fastreg is always among them, as what the others are compared with.
+
+    None: all that are there. Raises ValueError where one that was asked for is absent."""
+    asked = [provider for name, provider in PROVIDERS.items() if names is None or name in (*names, FASTREG.name)]
+    absent = {provider.name: reason for provider in asked if (reason := provider.absence())}
+    if names and absent:
+        raise ValueError("--providers must be installed: " + "; ".join(f"{n}: {why}" for n, why in absent.items()))
+    return [provider for provider in asked if provider.name not in absent], absent
+
+
+def of_case(case: Case, device: torch.device, chosen: Sequence[Provider], everything: bool) -> list[Provider]:
+    """Who is timed. Without `everything` only forward + backward of batch norms is compiled: compiling takes long."""
+    compiled = everything or (_normalises(case) and case.mode in ("both", "graph"))
+    return [provider for provider in chosen if provider.takes(case, device) and (compiled or provider is not COMPILE)]

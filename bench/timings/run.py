@@ -1,0 +1,154 @@
+"""How it is timed: the providers in turn, in one process, against a copy of the same tensor.
+
+A round times one block of calls of every provider, then the next round follows in the opposite order, so that what
+else the machine does hits all alike; a ratio is the median over the rounds of (peer's time / fastreg's time). Every
+provider walks through a pool of inputs of its own, and each result is freed before the next call, inside the block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bench.results import progress
+from bench.statistics import quantiles
+from bench.timings import memory
+from bench.timings.cases import Case
+from bench.timings.providers import EAGER, FASTREG, Provider, of_case
+from bench.timings.workloads import Workload, copy_workload, layer_workload
+
+COPY = "copy"
+POOL_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}  # beyond the caches that a layer would find its input in
+POOL_ENTRIES = (2, 16)
+BLOCK_SECONDS = 5e-4  # a block is long against the clock's resolution and the change of provider
+ROUNDS = (7, 400)
+SECONDS_PER_CASE = {False: 2.0, True: 0.05}  # at most, preparation included; by `quick`
+Samples = dict[str, list[float]]  # seconds per call, one per round, of every provider
+
+
+@dataclass(frozen=True)
+class Job:
+    """minutes: for all cases together, as far as the fewest rounds allow. every_mode: compile also what is uncompiled
+    by default. done: keys of the cases that need no run."""
+
+    cases: Sequence[Case]
+    providers: Sequence[Provider]
+    device: torch.device
+    minutes: float = 5
+    quick: bool = False
+    every_mode: bool = False
+    done: Collection[tuple[str, ...]] = ()
+
+    def run(self) -> Iterator[list[dict]]:
+        """Time every case; yields the rows of each as it is done."""
+        waiting = [case for case in self.cases if case.key not in self.done]
+        end = time.perf_counter() + 60 * self.minutes
+        with progress(waiting, "timings", "case") as bar:
+            for index, case in enumerate(bar):
+                bar.set_postfix_str(f"{case.op} {case.mode}", refresh=False)
+                begin = time.perf_counter()
+                share = (end - begin) / (len(waiting) - index)
+                deadline = begin + min(share, SECONDS_PER_CASE[self.quick])
+                yield list(summarise(case, *measure(case, self._providers(case), self.device, deadline)))
+
+    def _providers(self, case: Case) -> list[Provider]:
+        return of_case(case, self.device, self.providers, self.every_mode)
+
+
+def make_inputs(case: Case, device: torch.device) -> list[tuple[torch.Tensor, ...]]:
+    """A pool of entries, each the input and, if the operator takes one, the residual."""
+    entries = min(max(math.ceil(POOL_BYTES[device.type] / case.tensor_bytes), POOL_ENTRIES[0]), POOL_ENTRIES[1])
+    original = torch.randn(case.shape, device=device, dtype=case.dtype).contiguous(memory_format=case.memory_format)
+    return [tuple(original.clone() for _ in range(1 + case.definition.residual)) for _ in range(entries)]
+
+
+def measure(
+    case: Case, providers: Sequence[Provider], device: torch.device, deadline: float
+) -> tuple[Samples, dict[str, dict]]:
+    """(samples, further columns by provider); the deadline is one of time.perf_counter().
+
+    Others than fastreg and eager PyTorch may fail: they are then left out, and stderr says why."""
+    workloads = {COPY: copy_workload(make_inputs(case, device))}
+    counts = {COPY: calls_per_block(workloads[COPY], device)}
+    columns: dict[str, dict] = {}
+    with torch.set_grad_enabled(case.mode != "evaluation"):
+        for provider in providers:
+            try:
+                workload, needs = _prepare(case, provider, device)
+                counts[provider.name] = calls_per_block(workload, device)
+            except Exception as error:
+                if provider.name in (FASTREG.name, *EAGER):
+                    raise
+                print(f"\n{provider.name} failed: {' '.join(case.key)}: {str(error)[:200]}", file=sys.stderr)
+                continue
+            workloads[provider.name], columns[provider.name] = workload, needs
+        with _no_garbage_collection():
+            return _rounds(workloads, counts, device, deadline), columns
+
+
+def _prepare(case: Case, provider: Provider, device: torch.device) -> tuple[Workload, dict]:
+    with provider.settings():
+        layer = provider.layer(case).to(device)
+        inputs = make_inputs(case, device)
+        workload = layer_workload(case, provider, inputs, layer)
+        for _ in range(2):  # what is compiled or chosen once does not count
+            workload.call()
+        trained = case.mode != "evaluation" and not provider.in_place
+        needs = {
+            "saved_bytes": memory.saved_bytes(layer, inputs[0]) if trained else None,
+            "peak_bytes": memory.peak_bytes(workload.call, device),
+            "launches": memory.launches(workload.call, device),
+        }
+    return workload, needs
+
+
+def calls_per_block(workload: Workload, device: torch.device) -> int:
+    """How many calls fill a block; finding out warms up caches, allocator and thread pool."""
+    workload.seconds_per_call(2, device)
+    count = 1
+    while workload.seconds_per_call(count, device) * count < BLOCK_SECONDS and count < 1024:
+        count *= 2
+    return count
+
+
+def _rounds(workloads: dict[str, Workload], counts: dict[str, int], device: torch.device, deadline: float) -> Samples:
+    samples: Samples = {name: [] for name in workloads}
+    order = list(workloads)
+    for finished in range(ROUNDS[1]):
+        if finished >= ROUNDS[0] and time.perf_counter() > deadline:
+            break
+        for name in order:
+            samples[name].append(workloads[name].seconds_per_call(counts[name], device))
+        order.reverse()
+    return samples
+
+
+@contextlib.contextmanager
+def _no_garbage_collection():
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def summarise(case: Case, samples: Samples, columns: dict[str, dict] | None = None) -> Iterator[dict]:
+    """One row per provider. `ratio`: how many times longer than fastreg; `of_copy`: share of the copy's bandwidth."""
+    moved = dict.fromkeys(samples, case.necessary_bytes) | {COPY: 2 * case.tensor_bytes}
+    speed = {name: moved[name] / 1e9 / quantiles(times)[1] for name, times in samples.items()}
+    nothing = {"saved_bytes": None, "peak_bytes": None, "launches": None}
+    for name, times in samples.items():
+        ratios = [own / ours for own, ours in zip(times, samples[FASTREG.name], strict=True)]
+        row = case.describe() | {"provider": name, "rounds": len(times)}
+        row |= zip(("us_20", "us", "us_80"), (1e6 * q for q in quantiles(times)), strict=True)
+        row |= zip(("ratio_20", "ratio", "ratio_80"), quantiles(ratios), strict=True)
+        row |= {"bytes": moved[name], "gb_per_s": speed[name], "of_copy": speed[name] / speed[COPY]}
+        yield row | ((columns or {}).get(name) or nothing)
