@@ -3,8 +3,8 @@
 import torch
 from torch.library import register_autograd, register_fake
 
-from fastreg import _activation, reference
-from fastreg.ops.double_backward import differentiate, inputs_of, setup_context
+from fastreg import reference
+from fastreg.ops.double_backward import activation, differentiate, inputs_of, setup_context
 
 given = torch.ops.fastreg.act_dropout.default
 seeded = torch.ops.fastreg.act_dropout_seeded.default
@@ -50,7 +50,7 @@ def _double_backward(ctx, gradient):
         return reference.fused.act_dropout(
             x,
             bias,
-            lambda z: _activation.apply(_activation.Activation(act, act_parameter), z),
+            activation(act, act_parameter),
             p,
             rng_state,
             dims=dims,

@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from torch.library import register_autograd, register_fake
 
-from fastreg import _activation, reference
+from fastreg import reference
 from fastreg.ops.batch_norm import check_per_channel, compute_dtype, fake_gradients
-from fastreg.ops.double_backward import differentiate, inputs_of, setup_context, upcast
+from fastreg.ops.double_backward import activation, differentiate, inputs_of, setup_context, upcast
 
 train = torch.ops.fastreg.batch_norm_act_train.default
 train_seeded = torch.ops.fastreg.batch_norm_act_train_seeded.default
@@ -67,12 +67,7 @@ def _double_backward(backward, ctx, *gradients):
     grad_output, input, weight, bias, *statistics = inputs[:-9]
     pre_act, pre_act_parameter, residual, gate, act, act_parameter, p, rng_state, output_mask = inputs[-9:]
 
-    def before(x):
-        return _activation.apply(_activation.Activation(pre_act, pre_act_parameter), x)
-
-    def after(z):
-        return _activation.apply(_activation.Activation(act, act_parameter), z)
-
+    before, after = activation(pre_act, pre_act_parameter), activation(act, act_parameter)
     if gate is not None:  # the operator tells what it means: the gradient of the residual where that of the output is 1
         with torch.no_grad():
             slope = backward(torch.ones_like(grad_output), *inputs[1:-3], 0.0, None, (False, False, False, True))[3]

@@ -1,8 +1,12 @@
 """Second derivatives of operators that have none of their own: by torch, of the operator's definition."""
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from fastreg import _activation
 from fastreg.ops.batch_norm import compute_dtype
 
 
@@ -20,6 +24,13 @@ def inputs_of(ctx) -> list:
 def upcast(tensor: Tensor | None) -> Tensor | None:
     """To the dtype that arithmetic is done in."""
     return None if tensor is None else tensor.to(compute_dtype(tensor))
+
+
+def activation(name: str, parameter: float) -> Callable[[Tensor], Tensor]:
+    """An activation by torch operations that can be differentiated twice, which torch's own hardsigmoid cannot."""
+    if name == "hardsigmoid":
+        return lambda z: F.relu6(z + 3.0) / 6.0
+    return lambda z: _activation.apply(_activation.Activation(name, parameter), z)
 
 
 def differentiate(definition, operands, grad_output, gradients):
