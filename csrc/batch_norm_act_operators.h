@@ -118,7 +118,7 @@ class BatchNormActOperators {
                         checked_activation(op, "act", act, act_parameter), p);
     random(operation);
     const Tensor& x = operation.x;
-    const Tensor y = at::empty_like(x), gate = operation.new_gate(save_gate);
+    const Tensor y = empty_result_like(x), gate = operation.new_gate(save_gate);
     const Tensor stats = new_stats(x, running, [&](const Tensor& written) {
       Backend::train(*channel_layout(x), x, y, affine, {written, {}, {}, eps}, running, operation.fusion);
     });
@@ -158,7 +158,7 @@ class BatchNormActOperators {
                         checked_activation(op, "act", act, act_parameter), p);
     operation.use(rng_state);
     const Tensor& x = operation.x;
-    const Tensor y = at::empty_like(x), gate = operation.new_gate(save_gate);
+    const Tensor y = empty_result_like(x), gate = operation.new_gate(save_gate);
     if (x.numel() > 0) Backend::eval(*channel_layout(x), x, y, affine, statistics, operation.fusion);
     return {operation.output(y), gate};
   }
@@ -200,7 +200,7 @@ class BatchNormActOperators {
     check_grad_output(op, grad_output, input);
     const Affine affine = checked_affine(op, input, weight, bias);
     FusedGradients gradients = {new_gradients(x, affine.weight, output_mask[0], output_mask[1], output_mask[2]), {}};
-    if (output_mask[3]) gradients.residual = at::empty_like(x);
+    if (output_mask[3]) gradients.residual = empty_result_like(x);
     if (x.numel() > 0)
       Backend::backward(*channel_layout(x), operation.gradient(grad_output), x, affine, statistics, operation.fusion,
                         gradients);

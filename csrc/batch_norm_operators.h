@@ -10,7 +10,6 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -18,6 +17,7 @@
 #include "checks.h"
 #include "dispatch.h"
 #include "layout.h"
+#include "results.h"
 
 namespace fastreg {
 
@@ -105,7 +105,7 @@ inline Gradients new_gradients(const at::Tensor& x, const at::Tensor& weight, bo
                                bool bias_wanted) {
   const auto options = x.options().dtype(weight.defined() ? weight.scalar_type() : compute_dtype(x.scalar_type()));
   Gradients gradients;
-  if (input_wanted) gradients.input = at::empty_like(x);
+  if (input_wanted) gradients.input = empty_result_like(x);
   for (auto [wanted, sum] : {std::pair(weight_wanted, &gradients.weight), std::pair(bias_wanted, &gradients.bias)})
     if (wanted) *sum = x.numel() > 0 ? at::empty({x.size(1)}, options) : at::zeros({x.size(1)}, options);
   return gradients;
@@ -136,7 +136,7 @@ struct BatchNormOperators {
 
     const typename Backend::Guard guard(input);
     const Tensor x = with_channel_layout(input);
-    Tensor y = at::empty_like(x);
+    Tensor y = empty_result_like(x);
     const Tensor stats = new_stats(x, running, [&](const Tensor& written) {
       Backend::train(*channel_layout(x), x, y, affine, {written, {}, {}, eps}, running);
     });
@@ -150,7 +150,7 @@ struct BatchNormOperators {
 
     const typename Backend::Guard guard(input);
     const Tensor x = with_channel_layout(input);
-    Tensor y = at::empty_like(x);
+    Tensor y = empty_result_like(x);
     if (x.numel() > 0) Backend::eval(*channel_layout(x), x, y, affine, statistics);
     return in_order_of(y, input);
   }

@@ -70,7 +70,7 @@ struct BatchNormSyncOperators {
 
     const typename Backend::Guard guard(input);
     const Tensor x = with_channel_layout(input);
-    Tensor y = at::empty_like(x);
+    Tensor y = empty_result_like(x);
     const Affine affine = {weight.value_or(Tensor()), bias.value_or(Tensor())};
     if (x.numel() > 0) Backend::eval(*channel_layout(x), x, y, affine, {stats, {}, {}, 0.0, {}});
     return in_order_of(y, input);
@@ -92,7 +92,7 @@ struct BatchNormSyncOperators {
     const typename Backend::Guard guard(input);
     const Tensor x = with_channel_layout(input);
     const Tensor dy = with_layout_of(grad_output, x);
-    const Gradients gradients = {at::empty_like(x), {}, {}};
+    const Gradients gradients = {empty_result_like(x), {}, {}};
     if (x.numel() > 0)
       Backend::backward(*channel_layout(x), dy, x, weight.value_or(Tensor()), {stats, {}, {}, 0.0, grad_means},
                         gradients);

@@ -13,12 +13,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "checks.h"
 #include "layout.h"
+#include "results.h"
 
 namespace fastreg {
 
@@ -70,10 +70,10 @@ inline int64_t draws_of(const char* op, const at::Tensor& input, std::optional<i
 // A new tensor like input, in whose memory order dropout numbers the elements: that of empty_like(input), or as the
 // caller says.
 inline at::Tensor numbered_output(const char* op, const at::Tensor& input, at::OptionalIntArrayRef strides) {
-  if (!strides) return at::empty_like(input);
+  if (!strides) return empty_result_like(input);
   TORCH_CHECK_VALUE(int64_t(strides->size()) == input.dim(), op, ": strides must have ", input.dim(), " entries, got ",
                     strides->size());
-  const at::Tensor output = at::empty_strided(input.sizes(), *strides, input.options());
+  const at::Tensor output = empty_result(input.sizes(), *strides, input);
   TORCH_CHECK_VALUE(output.is_non_overlapping_and_dense(), op, ": strides must be those of a dense tensor, got ",
                     output.strides(), " for shape ", output.sizes());
   return output;
@@ -167,7 +167,7 @@ class DropoutOperators {
                                                    MaybeDoubles transform) {
     Operation operation(input, std::nullopt, p, index_map, transform);
     Tensor rng_state = operation.draw();
-    return {operation.into(at::empty_like(input)), rng_state};
+    return {operation.into(empty_result_like(input)), rng_state};
   }
   static Tensor dropout_seeded_(Tensor& input, double p, MaybeInts index_map, MaybeDoubles transform) {
     check_writable("dropout", input);
@@ -181,7 +181,7 @@ class DropoutOperators {
                                 MaybeInts index_map, MaybeDoubles transform, const MaybeTensor& residual) {
     Operation operation(input, dims, p, index_map, transform, residual);
     operation.use(rng_state);
-    return operation.into(at::empty_like(input));
+    return operation.into(empty_result_like(input));
   }
   static void feature_dropout_(Tensor& input, int64_t dims, double p, const Tensor& rng_state, MaybeInts index_map,
                                MaybeDoubles transform) {
@@ -195,7 +195,7 @@ class DropoutOperators {
                                                            const MaybeTensor& residual) {
     Operation operation(input, dims, p, index_map, transform, residual);
     Tensor rng_state = operation.draw();
-    return {operation.into(at::empty_like(input)), rng_state};
+    return {operation.into(empty_result_like(input)), rng_state};
   }
   static Tensor feature_dropout_seeded_(Tensor& input, int64_t dims, double p, MaybeInts index_map,
                                         MaybeDoubles transform) {

@@ -11,6 +11,7 @@
 
 #include "cpu/kernels.h"
 #include "kernels/batch_norm_plan.h"
+#include "results.h"
 
 #if defined(FASTREG_WITH_CUDA) || defined(FASTREG_HOST_EXECUTOR)
 #include "kernels/batch_norm_tiers.h"
@@ -112,4 +113,7 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
 PYBIND11_MODULE(_C, module) {
   module.def("build_info", &build_info, "How this extension was built.");
   module.def("plan_batch_norm", &plan_batch_norm, "What fastreg.explain tells.");
+  module.def("empty_cache", &fastreg::empty_cache, py::call_guard<py::gil_scoped_release>(),
+             "Give the CPU buffers that are not in use back to the system.");
+  module.def("cached_bytes", &fastreg::cached_bytes, "The bytes of the CPU buffers that are not in use.");
 }

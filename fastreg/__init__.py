@@ -6,10 +6,11 @@ fastreg.reference   the same in plain PyTorch
 
 draw_rng_state, record_rng_states, replay_rng_states, dropout_mask: the random states of dropout, and their masks
 convert, report, revert: a model's layers to fastreg's, what that did, and back
+empty_cache: gives the memory kept for large results on the CPU back
 """
 
 from fastreg import functional, nn, reference
-from fastreg._extension import build_info
+from fastreg._extension import build_info, empty_cache
 from fastreg.conversion import convert, report, revert
 from fastreg.explanation import explain
 from fastreg.functional import dropout_mask
@@ -22,6 +23,7 @@ __all__ = [
     "convert",
     "draw_rng_state",
     "dropout_mask",
+    "empty_cache",
     "explain",
     "functional",
     "nn",

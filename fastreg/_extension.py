@@ -2,6 +2,8 @@
 
 FASTREG_DISABLE=1         do not load it: everything runs in torch's own functions
 FASTREG_EXPECT=cpu|cuda   a backend that is missing is an ImportError ("cuda": built and loaded; no GPU is needed)
+
+csrc/results.cpp describes FASTREG_CPU_CACHE.
 """
 
 import importlib
@@ -101,3 +103,14 @@ def module():
     if _module is None:
         raise RuntimeError(f"fastreg: {_problem}")
     return _module
+
+
+def empty_cache() -> None:
+    """Give the memory that is kept for large results on the CPU back to the system.
+
+    What is kept is as much as was in use at once, up to 1 GiB or the environment variable ``FASTREG_CPU_CACHE``, in
+    MiB (0: nothing). The system takes it by itself when it runs short of memory. For CUDA there is
+    ``torch.cuda.empty_cache``, as fastreg's tensors come from torch's allocator.
+    """
+    if _module is not None:
+        _module.empty_cache()

@@ -43,7 +43,6 @@ void with_arguments(const Tensor& x, const Call& call, F&& f) {
 }
 
 void forward(const Tensor& x, const Tensor& y, const Call& call) {
-  advise_huge_pages(y);
   with_arguments(x, call, [&](auto tag, const auto& arguments) {
     using T = decltype(tag);
     const T* from = const_data<T>(x);
@@ -54,7 +53,6 @@ void forward(const Tensor& x, const Tensor& y, const Call& call) {
 }
 
 void backward(const Tensor& dy, const Tensor& x, const Tensor& dx, const Call& call) {
-  advise_huge_pages(dx);
   with_arguments(x, call, [&](auto tag, const auto& arguments) {
     using T = decltype(tag);
     const T *grad = const_data<T>(dy), *from = const_data<T>(x);

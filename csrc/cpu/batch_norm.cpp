@@ -2,7 +2,6 @@
 #include "../batch_norm_sync_operators.h"
 #include "../kernels/batch_norm_merge.h"
 #include "batch_norm_passes.h"
-#include "huge_pages.h"
 
 namespace fastreg::cpu {
 namespace {
@@ -65,19 +64,16 @@ auto plain_work(const Tensor& dy, const Tensor& x, const Tensor& y) {
 
 void train(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
            const Statistics& statistics, const Running& running) {
-  if (y.defined()) advise_huge_pages(y);
   train_in_passes(layout, x, affine, statistics, running, plain_work({}, x, y));
 }
 
 void eval(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
           const Statistics& statistics) {
-  advise_huge_pages(y);
   eval_in_passes(layout, x, affine, statistics, plain_work({}, x, y));
 }
 
 void backward(const ChannelLayout& layout, const Tensor& dy, const Tensor& x, const Tensor& weight,
               const Statistics& statistics, const Gradients& gradients) {
-  if (gradients.input.defined()) advise_huge_pages(gradients.input);
   backward_in_passes(layout, x, {weight, {}}, statistics, gradients, plain_work(dy, x, gradients.input));
 }
 

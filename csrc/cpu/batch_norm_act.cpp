@@ -3,7 +3,6 @@
 #include "../batch_norm_act_operators.h"
 #include "batch_norm_passes.h"
 #include "dropout.h"
-#include "huge_pages.h"
 #include "kept_bits.h"
 
 namespace fastreg::cpu {
@@ -66,27 +65,24 @@ auto fused_work(const Tensor& dy, const Tensor& x, const Tensor& y, const CpuFus
   };
 }
 
-void prepare(const Tensor& y, const CpuFusion& fusion) {
-  advise_huge_pages(y);
+void prepare(const CpuFusion& fusion) {
   if (fusion.gate.defined()) std::memset(fusion.gate.data_ptr(), 0, fusion.gate.nbytes());
 }
 
 void train(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
            const Statistics& statistics, const Running& running, const CpuFusion& fusion) {
-  prepare(y, fusion);
+  prepare(fusion);
   train_in_passes(layout, x, affine, statistics, running, fused_work({}, x, y, fusion, {}, {}));
 }
 
 void eval(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
           const Statistics& statistics, const CpuFusion& fusion) {
-  prepare(y, fusion);
+  prepare(fusion);
   eval_in_passes(layout, x, affine, statistics, fused_work({}, x, y, fusion, {}, {}));
 }
 
 void backward(const ChannelLayout& layout, const Tensor& dy, const Tensor& x, const Affine& affine,
               const Statistics& statistics, const CpuFusion& fusion, const FusedGradients& gradients) {
-  for (const Tensor& written : {gradients.input, gradients.residual})
-    if (written.defined()) advise_huge_pages(written);
   backward_in_passes(layout, x, affine, statistics, gradients,
                      fused_work(dy, x, {}, fusion, gradients.input, gradients.residual));
 }

@@ -30,8 +30,9 @@ inline constexpr int64_t kMostChunks = 64;
 struct Partition {
   ChannelLayout layout;
   int64_t chunk, chunks;
+  bool sums_first;  // whether elements are read for sums before they are read again
 
-  explicit Partition(const ChannelLayout& l) : layout(l) {
+  Partition(const ChannelLayout& l, bool has_sums) : layout(l), sums_first(has_sums) {
     const int64_t n = l.per_channel();
     if (l.channels_last) {
       chunk = std::max({int64_t(64), kChunk / l.channels, n / kMostChunks});
@@ -41,7 +42,7 @@ struct Partition {
     chunks = (n + chunk - 1) / chunk;
   }
 
-  Planes planes() const { return {layout.channels, layout.size}; }
+  Planes planes() const { return {layout.channels, layout.size, sums_first && task_is_channel()}; }
   int64_t begin(int64_t k) const { return k * chunk; }
   int64_t end(int64_t k) const { return std::min((k + 1) * chunk, layout.per_channel()); }
   // In the planes layout a task is a chunk of a channel, numbered channel-major.
@@ -211,7 +212,7 @@ void gather_moments(const Partition& p, const T* x, int64_t task, const double* 
 template <class MakeWork>
 void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine, const Statistics& statistics,
                      const Running& running, MakeWork&& make_work) {
-  const Partition partition(layout);
+  const Partition partition(layout, true);
   const int64_t channels = layout.channels;
   const double n = double(layout.per_channel());
   const ChannelRows<double> rows(4, channels);
@@ -261,7 +262,7 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
 template <class MakeWork>
 void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine, const Statistics& statistics,
                     MakeWork&& make_work) {
-  const Partition partition(layout);
+  const Partition partition(layout, false);
   const int64_t channels = layout.channels;
   const ChannelRows<double> rows(5, channels);
   double *const centre = rows[0], *const delta = rows[1], *const invstd = rows[2], *const w = rows[3];
@@ -292,13 +293,13 @@ void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& 
 template <class MakeWork>
 void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine,
                         const Statistics& statistics, const Gradients& gradients, MakeWork&& make_work) {
-  const Partition partition(layout);
   const int64_t channels = layout.channels;
   const double n = double(layout.per_channel());
   const bool training = statistics.stats.defined();
   const bool has_means = statistics.grad_means.defined();
   const bool need_sums =
       (training && !has_means && gradients.input.defined()) || gradients.weight.defined() || gradients.bias.defined();
+  const Partition partition(layout, need_sums);
   const ChannelRows<double> rows(7, channels);
   double *const centre = rows[0], *const delta = rows[1], *const invstd = rows[2], *const w = rows[3];
   double *const b = rows[4], *const sum_dy = rows[5], *const sum_dy_x = rows[6];

@@ -6,7 +6,6 @@
 
 #include "../dispatch.h"
 #include "../dropout_operators.h"
-#include "huge_pages.h"
 #include "kernels.h"
 
 namespace fastreg::cpu {
@@ -43,7 +42,6 @@ struct DropoutBackend {
     }
 
     void apply(const at::Tensor& x, const at::Tensor& y, const DropoutArguments& drop) const {
-      if (!x.is_same(y)) advise_huge_pages(y);
       dispatch_floating(x.scalar_type(), "dropout", [&](auto tag) {
         using T = decltype(tag);
         const T* from = const_data<T>(x);
@@ -55,7 +53,6 @@ struct DropoutBackend {
     // The draws first, a bit each: they are few.
     void apply_features(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& y,
                         const FeatureMap& features, const DropoutArguments& drop) const {
-      if (!x.is_same(y)) advise_huge_pages(y);
       dispatch_floating(x.scalar_type(), "feature_dropout", [&](auto tag) {
         using T = decltype(tag);
         const int64_t n = x.numel(), draws = n / features.period * features.width;

@@ -30,6 +30,7 @@ struct BackwardCoefficients {
 // Contiguous layout: [planes, channels, size]. Element e of a channel is element e mod size of plane e div size.
 struct Planes {
   int64_t channels, size;
+  bool cached;  // whether a pass before has left the channel's elements in the processor's cache
 };
 
 // A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, which has

@@ -67,16 +67,31 @@ class Runs {
   int64_t channel_, next_, end_;
 };
 
-// From an element of a channel to the one that is worth prefetching with it: far enough ahead in the same channel to
-// arrive in time, at the same place in another plane. The hardware sees no pattern where planes are short.
-template <class T>
-FASTREG_HD int64_t prefetch_distance(Planes planes) {
-  constexpr int64_t kAhead = 4096 / sizeof(T);
-  return (kAhead + planes.size - 1) / planes.size * planes.channels * planes.size;
-}
+// Memory is fetched into the second-level cache ahead of time, as the hardware does within a page of 4 KiB alone, and
+// as far as it sees a pattern: at each element the one in its place in runs or rows to come.
 template <class T>
 FASTREG_HD void prefetch(const T* p) {
-  __builtin_prefetch(p);
+  __builtin_prefetch(p, 0, 2);
+}
+template <class T>
+FASTREG_HD void prefetch_step(const T* p) {
+  constexpr int kLine = 64 / sizeof(T);
+#pragma GCC unroll 8
+  for (int i = 0; i < kStep; i += kLine) prefetch(p + i);
+}
+// The last `count` elements of a run, to the end of its last line: in short runs no other line would be waited for.
+template <class T>
+FASTREG_HD void prefetch_last(const T* p, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) prefetch(p + i);
+  prefetch(p + count - 1);
+}
+
+// From an element of a channel to the one in its place in the plane at least so many bytes further on in the channel.
+template <class T>
+FASTREG_HD int64_t prefetch_distance(Planes planes) {
+  constexpr int64_t kAhead = 2048 / sizeof(T);
+  return (kAhead + planes.size - 1) / planes.size * planes.channels * planes.size;
 }
 
 // ---- What is summed: d and d^2 for the moments, dy and dy * d for the gradients, d = x - centre ----
@@ -93,16 +108,16 @@ FASTREG_HD void add_grad_sums(V dy, V x, V mean, V& sum, V& sum_of_products) {
   sum_of_products += dy * (x - mean);
 }
 
-// Over `count` elements that lie together.
+// Over `count` elements that lie together; ahead: the distance to prefetch from, 0: not at all.
 template <class T>
 FASTREG_HD void add_run_moments(const T* x, int64_t count, int64_t ahead, double centre, LaneSums& s) {
   const f64 c = broadcast(centre);
   int64_t i = 0;
-  for (; i + kStep <= count; i += kStep)
-    for (int k = 0; k < kParts; ++k) {
-      prefetch(x + i + k * kF64 + ahead);
-      add_moments(widen(x + i + k * kF64), c, s.a[k], s.b[k]);
-    }
+  for (; i + kStep <= count; i += kStep) {
+    if (ahead) prefetch_step(x + i + ahead);
+    for (int k = 0; k < kParts; ++k) add_moments(widen(x + i + k * kF64), c, s.a[k], s.b[k]);
+  }
+  if (ahead) prefetch_last(x + i + ahead, count - i);
   for_each_part(count - i, [&](int k, int64_t rest) {
     add_moments(widen_up_to(x + i + k * kF64, rest, centre), c, s.a[k], s.b[k]);
   });
@@ -113,12 +128,14 @@ FASTREG_HD void add_run_grad_sums(const G* dy, int64_t dy_ahead, const T* x, int
                                   double mean, LaneSums& s) {
   const f64 m = broadcast(mean);
   int64_t i = 0;
-  for (; i + kStep <= count; i += kStep)
-    for (int k = 0; k < kParts; ++k) {
-      prefetch(dy + i + k * kF64 + dy_ahead);
-      prefetch(x + i + k * kF64 + x_ahead);
+  for (; i + kStep <= count; i += kStep) {
+    if (dy_ahead) prefetch_step(dy + i + dy_ahead);
+    if (x_ahead) prefetch_step(x + i + x_ahead);
+    for (int k = 0; k < kParts; ++k)
       add_grad_sums(widen(dy + i + k * kF64), widen(x + i + k * kF64), m, s.a[k], s.b[k]);
-    }
+  }
+  if (dy_ahead) prefetch_last(dy + i + dy_ahead, count - i);
+  if (x_ahead) prefetch_last(x + i + x_ahead, count - i);
   for_each_part(count - i, [&](int k, int64_t rest) {
     const int64_t j = i + k * kF64;
     add_grad_sums(widen_up_to(dy + j, rest, 0), widen_up_to(x + j, rest, mean), m, s.a[k], s.b[k]);
@@ -148,6 +165,14 @@ void grad_sums_planes(const T* dy, const T* x, Planes planes, int64_t channel, i
 // Rows that share one load and store of the channels' sums, which stay in the first-level cache.
 constexpr int kRowGroup = 8;
 
+// From an element to the one in its place in a row group to come.
+template <class T>
+FASTREG_HD int64_t prefetch_distance(int64_t channels) {
+  constexpr int64_t kAhead = 8192 / sizeof(T);
+  const int64_t group = kRowGroup * channels;
+  return (kAhead + group - 1) / group * group;
+}
+
 // f(columns, whole) for each group of kStep columns; `whole` is a constant: whether x has all of them.
 template <class F>
 FASTREG_HD void for_each_step(int64_t channels, F&& f) {
@@ -163,36 +188,41 @@ FASTREG_HD f64 widen_column(const T* p, int64_t rest, Whole) {
   return rest > 0 ? widen_first(p, rest, 0.0) : broadcast(0.0);
 }
 
-// Over some rows, `pitch` elements apart, of so many columns, of which the arrays hold padded ones.
+// Over some rows, `pitch` elements apart, of so many columns, of which the arrays hold padded ones; ahead: as above.
 template <class T>
-FASTREG_HD void add_row_moments(const T* x, int64_t pitch, int64_t rows, int64_t columns, const double* centre,
-                                double* sum, double* sum_of_squares) {
+FASTREG_HD void add_row_moments(const T* x, int64_t pitch, int64_t rows, int64_t columns, int64_t ahead,
+                                const double* centre, double* sum, double* sum_of_squares) {
   for_each_step(columns, [&](int64_t c, auto whole) {
     LaneSums s(sum + c, sum_of_squares + c);
     f64 m[kParts];
     for (int k = 0; k < kParts; ++k) m[k] = load(centre + c + k * kF64);
-    for (int64_t r = 0; r < rows; ++r)
+    for (int64_t r = 0; r < rows; ++r) {
+      if (ahead) prefetch_step(x + r * pitch + c + ahead);
       for (int k = 0; k < kParts; ++k) {
         const int64_t column = c + k * kF64;
         add_moments(widen_column(x + r * pitch + column, columns - column, whole), m[k], s.a[k], s.b[k]);
       }
+    }
     s.store_to(sum + c, sum_of_squares + c);
   });
 }
 
 template <class G, class T>
 FASTREG_HD void add_row_grad_sums(const G* dy, int64_t dy_pitch, const T* x, int64_t x_pitch, int64_t rows,
-                                  int64_t columns, const double* mean, double* sum, double* sum_of_products) {
+                                  int64_t columns, int64_t ahead, const double* mean, double* sum,
+                                  double* sum_of_products) {
   for_each_step(columns, [&](int64_t c, auto whole) {
     LaneSums s(sum + c, sum_of_products + c);
     f64 m[kParts];
     for (int k = 0; k < kParts; ++k) m[k] = load(mean + c + k * kF64);
-    for (int64_t r = 0; r < rows; ++r)
+    for (int64_t r = 0; r < rows; ++r) {
+      if (ahead) prefetch_step(dy + r * dy_pitch + c + ahead), prefetch_step(x + r * x_pitch + c + ahead);
       for (int k = 0; k < kParts; ++k) {
         const int64_t column = c + k * kF64, rest = columns - column;
         add_grad_sums(widen_column(dy + r * dy_pitch + column, rest, whole),
                       widen_column(x + r * x_pitch + column, rest, whole), m[k], s.a[k], s.b[k]);
       }
+    }
     s.store_to(sum + c, sum_of_products + c);
   });
 }
@@ -201,8 +231,8 @@ template <class T>
 void moments_rows(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums) {
   memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
   for (int64_t row = begin; row < end; row += kRowGroup)
-    add_row_moments(x + row * channels, channels, row + kRowGroup < end ? kRowGroup : end - row, channels, centre, sums,
-                    sums + padded(channels));
+    add_row_moments(x + row * channels, channels, row + kRowGroup < end ? kRowGroup : end - row, channels,
+                    prefetch_distance<T>(channels), centre, sums, sums + padded(channels));
 }
 
 template <class T>
@@ -211,7 +241,8 @@ void grad_sums_rows(const T* dy, const T* x, int64_t channels, int64_t begin, in
   memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
   for (int64_t row = begin; row < end; row += kRowGroup)
     add_row_grad_sums(dy + row * channels, channels, x + row * channels, channels,
-                      row + kRowGroup < end ? kRowGroup : end - row, channels, mean, sums, sums + padded(channels));
+                      row + kRowGroup < end ? kRowGroup : end - row, channels, prefetch_distance<T>(channels), mean,
+                      sums, sums + padded(channels));
 }
 
 // ---- Elementwise ----
@@ -236,11 +267,15 @@ void normalize_planes(const T* x, T* y, Planes planes, int64_t channel, int64_t 
     T* q = y + run.offset;
     int64_t i = 0;
     for (; i + kLanes<T> <= run.count; i += kLanes<T>) {
-      prefetch(p + i + ahead);
+      if (!planes.cached) prefetch(p + i + ahead);
       prefetch(q + i + ahead);
       store(q + i, normalized(load(p + i), c, d, a, b));
     }
-    if (const int64_t rest = run.count - i) store_first(q + i, rest, normalized(load_first(p + i, rest), c, d, a, b));
+    if (const int64_t rest = run.count - i) {
+      if (!planes.cached) prefetch_last(p + i + ahead, rest);
+      prefetch_last(q + i + ahead, rest);
+      store_first(q + i, rest, normalized(load_first(p + i, rest), c, d, a, b));
+    }
   }
 }
 
@@ -255,26 +290,32 @@ void grad_input_planes(const T* dy, const T* x, T* dx, Planes planes, int64_t ch
     T* q = dx + run.offset;
     int64_t i = 0;
     for (; i + kLanes<T> <= run.count; i += kLanes<T>) {
-      prefetch(p + i + ahead);
-      prefetch(g + i + ahead);
+      if (!planes.cached) prefetch(p + i + ahead), prefetch(g + i + ahead);
       prefetch(q + i + ahead);
       store(q + i, input_gradient(load(g + i), load(p + i), c, d, a, m, s));
     }
-    if (const int64_t rest = run.count - i)
+    if (const int64_t rest = run.count - i) {
+      if (!planes.cached) prefetch_last(p + i + ahead, rest), prefetch_last(g + i + ahead, rest);
+      prefetch_last(q + i + ahead, rest);
       store_first(q + i, rest, input_gradient(load_first(g + i, rest), load_first(p + i, rest), c, d, a, m, s));
+    }
   }
 }
 
 template <class T>
 void normalize_rows(const T* x, T* y, int64_t channels, int64_t begin, int64_t end,
                     const ForwardCoefficients<compute_t<T>>& f) {
+  const int64_t ahead = prefetch_distance<T>(channels);
   for (int64_t row = begin; row < end; ++row) {
     const T* p = x + row * channels;
     T* q = y + row * channels;
     int64_t c = 0;
-    for (; c + kLanes<T> <= channels; c += kLanes<T>)
+    for (; c + kLanes<T> <= channels; c += kLanes<T>) {
+      prefetch(p + c + ahead);
+      prefetch(q + c + ahead);
       store(q + c,
             normalized(load(p + c), load(f.centre + c), load(f.delta + c), load(f.scale + c), load(f.shift + c)));
+    }
     if (const int64_t rest = channels - c)
       store_first(q + c, rest,
                   normalized(load_first(p + c, rest), load(f.centre + c), load(f.delta + c), load(f.scale + c),
@@ -285,13 +326,18 @@ void normalize_rows(const T* x, T* y, int64_t channels, int64_t begin, int64_t e
 template <class T>
 void grad_input_rows(const T* dy, const T* x, T* dx, int64_t channels, int64_t begin, int64_t end,
                      const BackwardCoefficients<compute_t<T>>& f) {
+  const int64_t ahead = prefetch_distance<T>(channels);
   for (int64_t row = begin; row < end; ++row) {
     const T *p = x + row * channels, *g = dy + row * channels;
     T* q = dx + row * channels;
     int64_t c = 0;
-    for (; c + kLanes<T> <= channels; c += kLanes<T>)
+    for (; c + kLanes<T> <= channels; c += kLanes<T>) {
+      prefetch(p + c + ahead);
+      prefetch(g + c + ahead);
+      prefetch(q + c + ahead);
       store(q + c, input_gradient(load(g + c), load(p + c), load(f.centre + c), load(f.delta + c), load(f.scale + c),
                                   load(f.mean_dy + c), load(f.slope + c)));
+    }
     if (const int64_t rest = channels - c)
       store_first(q + c, rest,
                   input_gradient(load_first(g + c, rest), load_first(p + c, rest), load(f.centre + c),

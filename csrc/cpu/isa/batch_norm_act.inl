@@ -109,12 +109,12 @@ class RowTiles {
 
   template <class U>
   void add_moments(const Tile& tile, Operand<U> x, const double* centre) {
-    add_row_moments(x[tile.pieces[0]], pitch(x), rows_, columns_, centre + column_, sums_ + column_,
+    add_row_moments(x[tile.pieces[0]], pitch(x), rows_, columns_, 0, centre + column_, sums_ + column_,
                     sums_ + padded(channels_) + column_);
   }
   template <class C, class U>
   void add_grad_sums(const Tile& tile, const C* dy, Operand<U> x, const double* mean) {
-    add_row_grad_sums(dy, padded(columns_), x[tile.pieces[0]], pitch(x), rows_, columns_, mean + column_,
+    add_row_grad_sums(dy, padded(columns_), x[tile.pieces[0]], pitch(x), rows_, columns_, 0, mean + column_,
                       sums_ + column_, sums_ + padded(channels_) + column_);
   }
   void finish(double*) const {}
