@@ -1,10 +1,14 @@
 // How the autograd nodes of the operators call operators.
 #pragma once
 
+#include <ATen/FuncTorchTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/_fw_primal.h>
 #include <c10/core/InferenceMode.h>
 
+#include <memory>
 #include <utility>
 
 namespace fastreg {
@@ -20,7 +24,7 @@ auto call_below(const Operator& op, Arguments&&... arguments) {
   const at::AutoDispatchBelowAutograd guard;
   return op.call(std::forward<Arguments>(arguments)...);
 }
-// The same in a backward pass, except where that is to be differentiated again (create_graph=True).
+// The same in the formula of a derivative, except where that is to be differentiated again (create_graph=True).
 template <class Operator, class... Arguments>
 auto call_in_backward(const Operator& op, Arguments&&... arguments) {
   return at::GradMode::is_enabled() ? op.call(std::forward<Arguments>(arguments)...)
@@ -34,6 +38,44 @@ inline std::optional<at::Tensor> or_none(const at::Tensor& t) {
 // rng_state, or a copy of it that can be saved for the backward pass.
 inline at::Tensor savable(const at::Tensor& rng_state) {
   return rng_state.is_inference() && !c10::InferenceMode::is_enabled() ? rng_state.clone() : rng_state;
+}
+
+// Hides torch.func's transforms from torch::autograd::Function, which does not run under them, as a forward might
+// compute past them. Ours must reveal them before they call operators, which the dispatcher hands from one transform to
+// the next.
+class HiddenTransforms {
+ public:
+  HiddenTransforms() : hidden_(std::move(at::functorch::functorchTLSAccessor())) {}
+  HiddenTransforms(const HiddenTransforms&) = delete;
+  HiddenTransforms& operator=(const HiddenTransforms&) = delete;
+  ~HiddenTransforms() { reveal(); }
+  void reveal() {
+    if (hidden_) at::functorch::functorchTLSAccessor() = std::move(hidden_);
+  }
+
+ private:
+  std::unique_ptr<at::functorch::FuncTorchTLSBase> hidden_;
+};
+
+// Node::apply(arguments..., compute), where compute is what forward calls first.
+template <class Node, class Compute, class... Arguments>
+auto record(const Compute& compute, Arguments&&... arguments) {
+  HiddenTransforms transforms;
+  return Node::apply(std::forward<Arguments>(arguments)..., [&] {
+    transforms.reveal();
+    const at::AutoGradMode outer_transforms_record_too(true);
+    return compute();
+  });
+}
+
+// Forward-mode AD: the tangent of t at the one level there is, undefined where there is none, and t without it.
+inline at::Tensor tangent(const std::optional<at::Tensor>& t) {
+  return t && t->defined() ? t->_fw_grad(0) : at::Tensor();
+}
+inline bool has_tangent(const std::optional<at::Tensor>& t) { return tangent(t).defined(); }
+inline at::Tensor primal(const at::Tensor& t) { return has_tangent(t) ? t._fw_primal(0) : t; }
+inline std::optional<at::Tensor> primal(const std::optional<at::Tensor>& t) {
+  return t && t->defined() ? std::optional(primal(*t)) : t;
 }
 
 inline bool requires_grad(const std::optional<at::Tensor>& t) { return t && t->defined() && t->requires_grad(); }

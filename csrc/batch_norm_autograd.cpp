@@ -39,6 +39,12 @@ const auto& eval_backward_operator() {
   return op;
 }
 
+// What a node keeps for its backward pass: the tensors that were given, with their tangents, where it records others.
+struct Given {
+  const Tensor& input;
+  const OptionalTensor& weight;
+};
+
 // Which of the gradients of input, weight and bias, the leading arguments of a node, autograd asks for. Arguments that
 // are None are not counted.
 std::array<bool, 3> wanted(const AutogradContext& ctx, bool has_weight, bool has_bias) {
@@ -55,21 +61,15 @@ variable_list gradients_of(const Gradients& gradients, std::array<bool, 3> wante
   return all;
 }
 
-struct TrainArguments {
-  const OptionalTensor &running_mean, &running_var, &num_batches_tracked;
-  std::optional<double> momentum;
-  double eps;
-};
-
 struct TrainNode : torch::autograd::Function<TrainNode> {
   static constexpr bool is_traceable = true;
 
-  // stats receives the operator's second result, which is not differentiable.
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
-                        const OptionalTensor& bias, const TrainArguments& a, Tensor* stats) {
-    auto [output, saved] = call_below(train_operator(), input, weight, bias, a.running_mean, a.running_var,
-                                      a.num_batches_tracked, a.momentum, a.eps);
-    ctx->save_for_backward({input, weight.value_or(Tensor()), saved});
+  // compute() -> (output, stats), below autograd; *stats receives the latter, which is not differentiable.
+  template <class Compute>
+  static Tensor forward(AutogradContext* ctx, const Tensor&, const OptionalTensor&, const OptionalTensor& bias,
+                        const Given& given, Tensor* stats, const Compute& compute) {
+    auto [output, saved] = compute();
+    ctx->save_for_backward({given.input, given.weight.value_or(Tensor()), saved});
     ctx->saved_data["bias"] = bias.has_value();
     *stats = std::move(saved);
     return output;
@@ -80,7 +80,7 @@ struct TrainNode : torch::autograd::Function<TrainNode> {
     const auto mask = wanted(*ctx, saved[1].defined(), ctx->saved_data["bias"].toBool());
     return gradients_of(
         call_in_backward(train_backward_operator(), grad_output[0], saved[0], or_none(saved[1]), saved[2], mask), mask,
-        5);
+        6);
   }
 };
 
@@ -91,12 +91,14 @@ struct EvalNode : torch::autograd::Function<EvalNode> {
     const Tensor &mean, &var;
   };
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
-                        const OptionalTensor& bias, const Statistics& running, double eps) {
-    ctx->save_for_backward({input, weight.value_or(Tensor()), running.mean, running.var});
+  template <class Compute>
+  static Tensor forward(AutogradContext* ctx, const Tensor&, const OptionalTensor&, const OptionalTensor& bias,
+                        const Given& given, const Statistics& running, double eps, const Compute& compute) {
+    Tensor output = compute();
+    ctx->save_for_backward({given.input, given.weight.value_or(Tensor()), running.mean, running.var});
     ctx->saved_data["bias"] = bias.has_value();
     ctx->saved_data["eps"] = eps;
-    return call_below(eval_operator(), input, weight, bias, running.mean, running.var, eps);
+    return output;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
@@ -104,37 +106,106 @@ struct EvalNode : torch::autograd::Function<EvalNode> {
     const auto mask = wanted(*ctx, saved[1].defined(), ctx->saved_data["bias"].toBool());
     return gradients_of(call_in_backward(eval_backward_operator(), grad_output[0], saved[0], or_none(saved[1]),
                                          saved[2], saved[3], ctx->saved_data["eps"].toDouble(), mask),
-                        mask, 5);
+                        mask, 7);
   }
 };
 
 // Whether autograd has to record a batch norm of these.
-bool records(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-             const OptionalTensor& running_mean, const OptionalTensor& running_var) {
-  if (!at::GradMode::is_enabled()) return false;
+bool records(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias) {
+  return at::GradMode::is_enabled() && (input.requires_grad() || requires_grad(weight) || requires_grad(bias));
+}
+
+void check_constant(const OptionalTensor& running_mean, const OptionalTensor& running_var) {
+  TORCH_CHECK(!has_tangent(running_mean), "batch_norm: running_mean must not have a tangent, got one");
+  TORCH_CHECK(!has_tangent(running_var), "batch_norm: running_var must not have a tangent, got one");
+  if (!at::GradMode::is_enabled()) return;
   check_not_differentiable("batch_norm", "running_mean", running_mean);
   check_not_differentiable("batch_norm", "running_var", running_var);
-  return input.requires_grad() || requires_grad(weight) || requires_grad(bias);
 }
+
+// Forward-mode AD: the arguments without their tangents.
+struct Primals {
+  Primals(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias)
+      : dual(has_tangent(input) || has_tangent(weight) || has_tangent(bias)),
+        input(dual ? primal(input) : input),
+        weight(dual ? primal(weight) : weight),
+        bias(dual ? primal(bias) : bias) {}
+  bool dual;  // whether there is a tangent
+  Tensor input;
+  OptionalTensor weight, bias;
+};
+
+Tensor per_channel(const Tensor& t, const Tensor& like) {
+  std::vector<int64_t> shape(like.dim(), 1);
+  shape[1] = -1;
+  return t.reshape(shape).to(like.scalar_type());
+}
+
+// The output is linear in weight and bias. Its derivative with respect to the input is symmetric, so that it makes of
+// the input's tangent what the backward pass makes of a gradient: of_input.
+template <class Normalise>
+void set_tangent(const Tensor& output, const Tensor& of_input, const OptionalTensor& weight, const OptionalTensor& bias,
+                 const Normalise& normalise) {
+  Tensor sum = of_input;
+  const auto add = [&](const Tensor& term) { sum = sum.defined() ? sum.add(term) : term.expand_as(output); };
+  if (has_tangent(weight)) add(normalise().mul(per_channel(tangent(weight), output)));
+  if (has_tangent(bias)) add(per_channel(tangent(bias), output));
+  output._set_fw_grad(sum, 0, false);
+}
+
+constexpr std::array<bool, 3> kOfInput = {true, false, false};
 
 std::tuple<Tensor, Tensor> train(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                  const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                  const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
                                  double eps) {
-  if (!records(input, weight, bias, running_mean, running_var))
-    return call_below(train_operator(), input, weight, bias, running_mean, running_var, num_batches_tracked, momentum,
-                      eps);
-  Tensor stats;
-  Tensor output = TrainNode::apply(
-      input, weight, bias, TrainArguments{running_mean, running_var, num_batches_tracked, momentum, eps}, &stats);
+  check_constant(running_mean, running_var);
+  const Primals primals(input, weight, bias);
+  const auto& [dual, x, w, b] = primals;
+  const auto compute = [&] {
+    return call_below(train_operator(), primals.input, primals.weight, primals.bias, running_mean, running_var,
+                      num_batches_tracked, momentum, eps);
+  };
+  Tensor output, stats;
+  if (records(x, w, b)) {
+    output = record<TrainNode>(compute, x, w, b, Given{input, weight}, &stats);
+  } else {
+    std::tie(output, stats) = compute();
+  }
+  if (dual) {
+    Tensor of_input = tangent(input);
+    if (of_input.defined())
+      of_input = std::get<0>(call_in_backward(train_backward_operator(), of_input, x, w, stats, kOfInput));
+    set_tangent(output, of_input, weight, bias, [&] {
+      return std::get<0>(call_in_backward(train_operator(), primals.input, std::nullopt, std::nullopt, std::nullopt,
+                                          std::nullopt, std::nullopt, 0.0, eps));
+    });
+  }
   return {std::move(output), std::move(stats)};
 }
 
 Tensor eval(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& running_mean,
             const Tensor& running_var, double eps) {
-  if (!records(input, weight, bias, running_mean, running_var))
-    return call_below(eval_operator(), input, weight, bias, running_mean, running_var, eps);
-  return EvalNode::apply(input, weight, bias, EvalNode::Statistics{running_mean, running_var}, eps);
+  check_constant(running_mean, running_var);
+  const Primals primals(input, weight, bias);
+  const auto& [dual, x, w, b] = primals;
+  const auto compute = [&] {
+    return call_below(eval_operator(), primals.input, primals.weight, primals.bias, running_mean, running_var, eps);
+  };
+  Tensor output = records(x, w, b) ? record<EvalNode>(compute, x, w, b, Given{input, weight},
+                                                      EvalNode::Statistics{running_mean, running_var}, eps)
+                                   : compute();
+  if (dual) {
+    Tensor of_input = tangent(input);
+    if (of_input.defined())
+      of_input = std::get<0>(
+          call_in_backward(eval_backward_operator(), of_input, x, w, running_mean, running_var, eps, kOfInput));
+    set_tangent(output, of_input, weight, bias, [&] {
+      return call_in_backward(eval_operator(), primals.input, std::nullopt, std::nullopt, running_mean, running_var,
+                              eps);
+    });
+  }
+  return output;
 }
 
 void check_not_recorded(const char* op, std::initializer_list<OptionalTensor> tensors) {

@@ -83,30 +83,42 @@ void keep(AutogradContext* ctx, const Kind& kind, const Tensor& rng_state, const
   if (kind.transform) saved["scale"] = kind.transform->at(0);
 }
 
+// Dropout of a gradient or a tangent: shift and fill do not depend on the input. strides: of the output, in whose
+// memory order elements are counted.
+Tensor linear_part(const Kind& kind, const Tensor& x, const Tensor& rng_state, Ints strides,
+                   const OptionalTensor& residual = std::nullopt) {
+  std::array<double, 3> scale_alone = {0.0, -0.0, 0.0};
+  Doubles transform;
+  if (kind.transform) {
+    scale_alone[0] = kind.transform->at(0);
+    transform = scale_alone;
+  }
+  if (kind.dims)
+    return call_in_backward(feature_operator(), x, *kind.dims, kind.p, rng_state, kind.index_map, transform, residual);
+  return call_in_backward(dropout_operator(), x, kind.p, rng_state, strides, kind.index_map, transform);
+}
+
 Tensor gradient_of_input(AutogradContext* ctx, const Tensor& grad_output) {
   const variable_list variables = ctx->get_saved_variables();
   TORCH_CHECK(variables.size() == 1, "dropout: rng_state must have been saved in forward, got an error there");
-  const Tensor& rng_state = variables[0];
   const auto& saved = ctx->saved_data;
   const auto find = [&](const char* name) {
     const auto it = saved.find(name);
     return it == saved.end() ? nullptr : &it->second;
   };
-  const double p = saved.at("p").toDouble();
-  std::vector<c10::SymInt> map;
-  if (const auto* value = find("index_map")) map = value->toSymIntVector();
-  const Ints index_map = map.empty() ? Ints() : Ints(map);
-  std::array<double, 3> scale_alone = {0.0, -0.0, 0.0};
-  Doubles transform;
+  Kind kind{std::nullopt, saved.at("p").toDouble(), std::nullopt, std::nullopt};
+  std::vector<c10::SymInt> map, strides;
+  if (const auto* value = find("index_map")) kind.index_map = map = value->toSymIntVector();
+  std::array<double, 3> scale;
   if (const auto* value = find("scale")) {
-    scale_alone[0] = value->toDouble();
-    transform = scale_alone;
+    scale.fill(value->toDouble());
+    kind.transform = scale;
   }
   if (const auto* dims = find("dims"))
-    return call_in_backward(feature_operator(), grad_output, dims->toInt(), p, rng_state, index_map, transform,
-                            OptionalTensor());
-  const std::vector<c10::SymInt> strides = saved.at("strides").toSymIntVector();
-  return call_in_backward(dropout_operator(), grad_output, p, rng_state, Ints(strides), index_map, transform);
+    kind.dims = dims->toInt();
+  else
+    strides = saved.at("strides").toSymIntVector();
+  return linear_part(kind, grad_output, variables[0], Ints(strides));
 }
 
 struct Node : torch::autograd::Function<Node> {
@@ -115,10 +127,10 @@ struct Node : torch::autograd::Function<Node> {
   // compute() -> (output, the rng_state that was used), below autograd; *used receives the latter.
   template <class Compute>
   static Tensor forward(AutogradContext* ctx, const Tensor&, const OptionalTensor& residual, const Kind& kind,
-                        const Compute& compute, Tensor* used) {
-    if (requires_grad(residual)) ctx->saved_data["residual"] = true;
+                        Tensor* used, const Compute& compute) {
     Tensor output;
     std::tie(output, *used) = compute();
+    if (requires_grad(residual)) ctx->saved_data["residual"] = true;
     keep(ctx, kind, *used, output);
     return output;
   }
@@ -134,13 +146,19 @@ struct Node : torch::autograd::Function<Node> {
 struct InPlaceNode : torch::autograd::Function<InPlaceNode> {
   static constexpr bool is_traceable = true;
 
+  struct Recorded {
+    Tensor rng_state;
+    AutogradContext* context;
+  };
+
+  // compute() -> the rng_state that was used.
   template <class Compute>
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Kind& kind, const Compute& compute,
-                        Tensor* used) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Kind& kind, Recorded* recorded,
+                        const Compute& compute) {
     ctx->mark_dirty({input});
+    *recorded = {compute(), ctx};
     const Tensor in_order = kind.dims || input.is_non_overlapping_and_dense() ? input : at::empty_like(input);
-    *used = compute();
-    keep(ctx, kind, *used, in_order);
+    keep(ctx, kind, recorded->rng_state, in_order);
     return input;
   }
 
@@ -152,9 +170,18 @@ struct InPlaceNode : torch::autograd::Function<InPlaceNode> {
 template <class Compute>
 std::tuple<Tensor, Tensor> recorded(const Tensor& input, const OptionalTensor& residual, const Kind& kind,
                                     const Compute& compute) {
-  if (!at::GradMode::is_enabled() || !(input.requires_grad() || requires_grad(residual))) return compute();
+  if (has_tangent(input) || has_tangent(residual)) {
+    auto [output, used] = recorded(primal(input), primal(residual), kind, compute);
+    const Tensor of_input = tangent(input), of_residual = tangent(residual);
+    const auto addend = of_residual.defined() ? OptionalTensor(of_residual) : std::nullopt;
+    output._set_fw_grad(
+        of_input.defined() ? linear_part(kind, of_input, used, output.sym_strides(), addend) : of_residual, 0, false);
+    return {std::move(output), std::move(used)};
+  }
+  if (!at::GradMode::is_enabled() || !(input.requires_grad() || requires_grad(residual)))
+    return compute(input, residual);
   Tensor used;
-  Tensor output = Node::apply(input, residual, kind, compute, &used);
+  Tensor output = record<Node>([&] { return compute(input, residual); }, input, residual, kind, &used);
   return {std::move(output), std::move(used)};
 }
 
@@ -164,58 +191,80 @@ Tensor recorded_in_place(const Tensor& input, const Kind& kind, const Compute& c
   // mark_dirty would refuse the same, but after the write.
   torch::autograd::check_inplace(input, records);
   if (!records) return compute();
-  Tensor used;
-  InPlaceNode::apply(input, kind, compute, &used);
-  return used;
+  InPlaceNode::Recorded recorded;
+  record<InPlaceNode>(compute, input, kind, &recorded);
+  recorded.context->mark_dirty({});  // has done its work, and compiled autograd takes no node with it
+  return recorded.rng_state;
 }
 
 Tensor dropout(const Tensor& input, double p, const Tensor& given_state, Ints strides, Ints index_map,
                Doubles transform) {
   const Tensor rng_state = savable(given_state);
-  return std::get<0>(recorded(input, std::nullopt, {std::nullopt, p, index_map, transform}, [&] {
-    return std::tuple(call_below(dropout_operator(), input, p, rng_state, strides, index_map, transform), rng_state);
-  }));
+  return std::get<0>(recorded(
+      input, std::nullopt, {std::nullopt, p, index_map, transform}, [&](const Tensor& x, const OptionalTensor&) {
+        return std::tuple(call_below(dropout_operator(), x, p, rng_state, strides, index_map, transform), rng_state);
+      }));
 }
+std::tuple<Tensor, Tensor> dropout_seeded(const Tensor& input, double p, Ints index_map, Doubles transform) {
+  return recorded(input, std::nullopt, {std::nullopt, p, index_map, transform},
+                  [&](const Tensor& x, const OptionalTensor&) {
+                    return call_below(dropout_seeded_operator(), x, p, index_map, transform);
+                  });
+}
+Tensor feature_dropout(const Tensor& input, int64_t dims, double p, const Tensor& given_state, Ints index_map,
+                       Doubles transform, const OptionalTensor& residual) {
+  const Tensor rng_state = savable(given_state);
+  return std::get<0>(
+      recorded(input, residual, {dims, p, index_map, transform}, [&](const Tensor& x, const OptionalTensor& addend) {
+        return std::tuple(call_below(feature_operator(), x, dims, p, rng_state, index_map, transform, addend),
+                          rng_state);
+      }));
+}
+std::tuple<Tensor, Tensor> feature_dropout_seeded(const Tensor& input, int64_t dims, double p, Ints index_map,
+                                                  Doubles transform, const OptionalTensor& residual) {
+  return recorded(input, residual, {dims, p, index_map, transform}, [&](const Tensor& x, const OptionalTensor& addend) {
+    return call_below(feature_seeded_operator(), x, dims, p, index_map, transform, addend);
+  });
+}
+
+// In place, a tangent goes the way of the operators out of place.
+Tensor copied(Tensor& input, std::tuple<Tensor, Tensor> output_and_state) {
+  input.copy_(std::get<0>(output_and_state));
+  return std::get<1>(output_and_state);
+}
+
 void dropout_(Tensor& input, double p, const Tensor& given_state, Ints index_map, Doubles transform) {
   const Tensor rng_state = savable(given_state);
+  if (has_tangent(input)) {
+    copied(input, {dropout(input, p, rng_state, std::nullopt, index_map, transform), rng_state});
+    return;
+  }
   recorded_in_place(input, {std::nullopt, p, index_map, transform}, [&] {
     call_below(dropout_in_place_operator(), input, p, rng_state, index_map, transform);
     return rng_state;
   });
 }
-std::tuple<Tensor, Tensor> dropout_seeded(const Tensor& input, double p, Ints index_map, Doubles transform) {
-  return recorded(input, std::nullopt, {std::nullopt, p, index_map, transform},
-                  [&] { return call_below(dropout_seeded_operator(), input, p, index_map, transform); });
-}
 Tensor dropout_seeded_(Tensor& input, double p, Ints index_map, Doubles transform) {
+  if (has_tangent(input)) return copied(input, dropout_seeded(input, p, index_map, transform));
   return recorded_in_place(input, {std::nullopt, p, index_map, transform}, [&] {
     return call_below(dropout_seeded_in_place_operator(), input, p, index_map, transform);
   });
 }
-
-Tensor feature_dropout(const Tensor& input, int64_t dims, double p, const Tensor& given_state, Ints index_map,
-                       Doubles transform, const OptionalTensor& residual) {
-  const Tensor rng_state = savable(given_state);
-  return std::get<0>(recorded(input, residual, {dims, p, index_map, transform}, [&] {
-    return std::tuple(call_below(feature_operator(), input, dims, p, rng_state, index_map, transform, residual),
-                      rng_state);
-  }));
-}
 void feature_dropout_(Tensor& input, int64_t dims, double p, const Tensor& given_state, Ints index_map,
                       Doubles transform) {
   const Tensor rng_state = savable(given_state);
+  if (has_tangent(input)) {
+    copied(input, {feature_dropout(input, dims, p, rng_state, index_map, transform, std::nullopt), rng_state});
+    return;
+  }
   recorded_in_place(input, {dims, p, index_map, transform}, [&] {
     call_below(feature_in_place_operator(), input, dims, p, rng_state, index_map, transform);
     return rng_state;
   });
 }
-std::tuple<Tensor, Tensor> feature_dropout_seeded(const Tensor& input, int64_t dims, double p, Ints index_map,
-                                                  Doubles transform, const OptionalTensor& residual) {
-  return recorded(input, residual, {dims, p, index_map, transform}, [&] {
-    return call_below(feature_seeded_operator(), input, dims, p, index_map, transform, residual);
-  });
-}
 Tensor feature_dropout_seeded_(Tensor& input, int64_t dims, double p, Ints index_map, Doubles transform) {
+  if (has_tangent(input))
+    return copied(input, feature_dropout_seeded(input, dims, p, index_map, transform, std::nullopt));
   return recorded_in_place(input, {dims, p, index_map, transform}, [&] {
     return call_below(feature_seeded_in_place_operator(), input, dims, p, index_map, transform);
   });

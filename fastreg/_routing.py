@@ -26,10 +26,12 @@ def is_ours(input) -> bool:
 
 
 def has_operators(device: torch.device) -> bool:
-    """Whether the operators can run on this device: compiled, and no transform active that they have no rule for."""
-    return (
-        device.type in _COMPILED_BACKENDS
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-    )
+    """Whether the operators run on this device. All of torch's transforms follow them, but for the tracer of
+    ``torch.jit``, whose programs are to run without fastreg."""
+    return device.type in _COMPILED_BACKENDS and not torch.jit.is_tracing()
+
+
+def is_transformed() -> bool:
+    """Whether torch.func's transforms or forward-mode AD are at work: results may hold more than their types tell, and
+    must not be written to."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -23,8 +23,8 @@ def draw_rng_state(device: torch.device | str = "cpu") -> Tensor:
 
     ``state = draw_rng_state(x.device); y = dropout(x, rng_state=state)`` drops what ``dropout(x)`` would have dropped,
     and leaves the generator as that does: on the CPU after one draw of 64 bits, on CUDA advanced by 8. There is no
-    synchronisation of the device. Under ``torch.compile`` and ``torch.func`` the state is drawn by ``torch.randint``,
-    as the functions do there.
+    synchronisation of the device. Under ``torch.compile`` and ``torch.func.vmap`` the state is drawn by
+    ``torch.randint``, as the functions do there.
 
     Args:
         device (torch.device or str): "cpu" or a CUDA device. Default: "cpu".

@@ -1,4 +1,4 @@
-"""Batch norm under opcheck, torch.compile, fake tensors, export, torch.func and forward-mode AD."""
+"""Batch norm under opcheck, torch.compile, fake tensors and export."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ from common import COMPILED_BACKENDS, DEVICES, DTYPES, channels_last, contiguous
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastreg
-from fastreg import functional as F
 
 OPS = torch.ops.fastreg
 
@@ -139,23 +138,3 @@ def test_export():
     assert torch.equal(program.module()(x), expected(x))
     written = program.run_decompositions({}).graph_signature.buffers_to_mutate.values()
     assert set(written) == {"running_mean", "running_var", "num_batches_tracked"}
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_torch_func_and_forward_mode(device):
-    x, weight, bias, mean, var = arguments(device, requires_grad=False)
-
-    def ours(x):
-        return F.batch_norm(x, None, None, weight, bias, True).square().sum()
-
-    def torchs(x):
-        return torch.nn.functional.batch_norm(x, None, None, weight, bias, True).square().sum()
-
-    torch.testing.assert_close(torch.func.grad(ours)(x), torch.func.grad(torchs)(x))
-    torch.testing.assert_close(torch.func.jvp(ours, (x,), (x.cos(),)), torch.func.jvp(torchs, (x,), (x.cos(),)))
-    with torch.autograd.forward_ad.dual_level():
-        tangents = [
-            torch.autograd.forward_ad.unpack_dual(f(torch.autograd.forward_ad.make_dual(x, x.cos()))).tangent
-            for f in (ours, torchs)
-        ]
-    torch.testing.assert_close(*tangents)

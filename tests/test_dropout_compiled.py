@@ -1,4 +1,4 @@
-"""Dropout under opcheck, torch.compile, fake tensors, export, torch.func and forward-mode AD."""
+"""Dropout under opcheck, torch.compile, fake tensors, export and checkpointing."""
 
 import pytest
 import torch
@@ -124,31 +124,6 @@ def test_export():
     x, state = torch.randn(4, 6), rng_state(1, 0)
     program = torch.export.export(Model(), (x, state))
     assert torch.equal(program.module()(x, state), exact(x, 0.5, state))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_torch_func(device):
-    x, state = torch.randn(5, 6, device=device), rng_state(2, 0)
-    scale = exact(torch.ones_like(x), 0.5, state.to(device))
-    assert torch.equal(torch.func.grad(lambda x: F.dropout(x, rng_state=state).sum())(x), scale)
-    y, t = torch.func.jvp(lambda x: F.dropout(x, rng_state=state), (x,), (x,))
-    assert torch.equal(y, x * scale) and torch.equal(t, x * scale)
-    rows = torch.ones(50, 64, device=device)
-    same = torch.func.vmap(F.dropout, randomness="same")(rows)
-    assert (same == same[0]).all() and (same == 0).any()
-    different = torch.func.vmap(F.dropout, randomness="different")(rows)
-    assert len({tuple(row) for row in different.tolist()}) == 50
-    with pytest.raises(RuntimeError, match="randomness"):
-        torch.func.vmap(F.dropout)(rows)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_forward_mode(device):
-    x, state = torch.randn(5, 6, device=device), rng_state(2, 0)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, 2 * x)
-        y, tangent = torch.autograd.forward_ad.unpack_dual(F.dropout(dual, rng_state=state))
-    assert torch.equal(y, exact(x, 0.5, state.to(device))) and torch.equal(tangent, 2 * y)
 
 
 @pytest.mark.parametrize("device", DEVICES)

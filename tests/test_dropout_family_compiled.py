@@ -1,4 +1,4 @@
-"""The kinds of dropout other than the first under opcheck, torch.compile, fake tensors, torch.func and torch.fx."""
+"""The kinds of dropout other than the first under opcheck, torch.compile, fake tensors and torch.fx."""
 
 import copy
 
@@ -106,23 +106,6 @@ def test_fake_tensors(device, kind):
         for y in (kind(x, 0.5, None), kind(x * 1, 0.5, None, inplace=True), kind(x, 0.5, torch.empty(2).long())):
             assert (y.shape, y.dtype, y.device, y.stride()) == (x.shape, x.dtype, x.device, x.stride())
             assert y.requires_grad
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@all_kinds
-def test_torch_func(device, kind):
-    x, state = torch.randn(kind.shape, device=device), rng_state(2, 0)
-    leaf = x.clone().requires_grad_()
-    y = kind(leaf, 0.5, state)
-    (gradient,) = torch.autograd.grad(y.sum(), leaf)
-    torch.testing.assert_close(torch.func.grad(lambda x: kind(x, 0.5, state).sum())(x), gradient)
-    value, tangent = torch.func.jvp(lambda x: kind(x, 0.5, state), (x,), (torch.ones_like(x),))
-    torch.testing.assert_close((value, tangent), (y.detach(), gradient))
-    batch = x.expand(3, *x.shape)
-    same = torch.func.vmap(lambda x: kind(x, 0.5, None), randomness="same")(batch)
-    assert torch.equal(same[0], same[2])
-    different = torch.func.vmap(lambda x: kind(x, 0.5, None), randomness="different")(batch)
-    assert not torch.equal(different[0], different[1])
 
 
 @pytest.mark.parametrize("device", DEVICES)

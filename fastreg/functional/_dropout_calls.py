@@ -64,7 +64,7 @@ def _drop_traced(input, p, inplace, rng_state, dims, transform, residual):
 
 
 def _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual):
-    """Dropout of torch's operators, which any transform of torch can follow."""
+    """Dropout of torch's operators: where no extension was built, and for the tracer of ``torch.jit``."""
     if not is_compiling() and not torch.jit.is_tracing() and input.numel() == 0:
         return input if residual is None else residual + input
     if rng_state is None:

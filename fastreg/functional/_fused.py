@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function
 from fastreg import _activation, ops, reference, rng_states
 from fastreg._activation import Activation
 from fastreg._extension import available
-from fastreg._routing import has_operators, is_ours
+from fastreg._routing import has_operators, is_ours, is_transformed
 from fastreg.functional import _drop_path
 from fastreg.functional._batch_norm import batch_norm_with_count, check_batch_norm, takes_batch_norm
 from fastreg.functional._dropout import dropout
@@ -144,6 +144,7 @@ def batch_norm_act_with_count(
         eps,
     )
     # In place where nobody else has the tensor, as models write it themselves.
+    ours = ours and not is_transformed()
     if residual is not None:
         output = output.add_(residual) if ours else output + residual
     output = output.relu_() if ours and act.name == "relu" else _activation.apply(act, output, act_weight)
@@ -224,8 +225,8 @@ _KERNELS = {
 
 
 def _is_native(name, input, pre_act, act, residual):
-    """Whether the operators know the activations, and take the residual."""
-    if (name, input.device.type) not in _KERNELS:
+    """Whether the operators know the activations, and take the residual. No transform knows the operators."""
+    if (name, input.device.type) not in _KERNELS or is_transformed():
         return False
     weighted = _activation.TABLE[pre_act.name].weighted or _activation.TABLE[act.name].weighted
     return not weighted and (residual is None or is_ours(residual))

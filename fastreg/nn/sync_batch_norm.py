@@ -9,6 +9,7 @@ from torch.compiler import is_compiling
 from torch.nn.parameter import is_lazy
 
 from fastreg import _activation
+from fastreg._routing import is_transformed
 from fastreg.functional import _batch_norm as F
 from fastreg.functional import _fused
 from fastreg.functional._dropout import dropout
@@ -232,7 +233,7 @@ def _normalize(module, input):
     settings = statistics_and_settings(module)
     if group is None:
         return (F.batch_norm_with_count if ours else _fused._batch_norm_of_others)(input, *settings)
-    if not ours:
+    if not ours or is_transformed():
         raise NotImplementedError(
             f"{type(module).__name__}: input must be one that fastreg's operators take, outside of torch.func, got "
             f"{type(input).__name__} of {input.dtype} on {input.device}"

@@ -1,8 +1,9 @@
 """Batch norm: fake kernels, second derivatives, and the operators themselves, which eager code calls as they are."""
 
 import torch
-from torch.library import register_autograd, register_fake
+from torch.library import register_fake
 
+from fastreg.ops.derivatives import register_derivative
 from fastreg.reference import batch_norm as reference
 
 train = torch.ops.fastreg.batch_norm_train.default
@@ -110,6 +111,24 @@ def _wanted(ctx, gradients):
     return _upcast(*(g if wanted else None for g, wanted in zip(gradients, ctx.output_mask, strict=True)))
 
 
+def _eps(x, stats):
+    """The operator knows eps only through invstd = 1 / sqrt(var + eps). Mean and variance are taken from x again, so
+    that the result can itself be differentiated."""
+    _, var = reference.moments(x.detach())
+    return reference.per_channel(stats[2] ** -2 - var, x)
+
+
+def _as_operator_returns(gradients, input, weight, output_mask):
+    """Gradients of input, weight and bias in the dtypes, and with the empty tensors, of the backward operators."""
+    parameter_dtype = compute_dtype(input) if weight is None else weight.dtype
+    return tuple(
+        g.to(dtype) if wanted else input.new_empty(0)
+        for g, dtype, wanted in zip(
+            gradients, (input.dtype, parameter_dtype, parameter_dtype), output_mask, strict=True
+        )
+    )
+
+
 def _setup_train_backward(ctx, inputs, output):
     grad_output, input, weight, stats, ctx.output_mask = inputs
     ctx.save_for_backward(grad_output, input, weight, stats)
@@ -118,11 +137,7 @@ def _setup_train_backward(ctx, inputs, output):
 def _train_double_backward(ctx, *gradients):
     *differentiable, stats = ctx.saved_tensors
     g, x, weight = _upcast(*differentiable)
-    # The operator knows eps only through invstd = 1 / sqrt(var + eps). Mean and variance are taken from x again, so
-    # that the result can itself be differentiated.
-    _, var = reference.moments(x.detach())
-    eps = reference.per_channel(stats[2] ** -2 - var, x)
-    dg, dx, dw = reference.train_double_backward(*_wanted(ctx, gradients), g, x, weight, eps)
+    dg, dx, dw = reference.train_double_backward(*_wanted(ctx, gradients), g, x, weight, _eps(x, stats))
     return *_downcast((dg, dx, dw), differentiable), None, None
 
 
@@ -139,5 +154,25 @@ def _eval_double_backward(ctx, *gradients):
     return *_downcast(d, differentiable), None, None, None, None
 
 
-register_autograd("fastreg::batch_norm_train_backward", _train_double_backward, setup_context=_setup_train_backward)
-register_autograd("fastreg::batch_norm_eval_backward", _eval_double_backward, setup_context=_setup_eval_backward)
+def _composed_train_backward(grad_output, input, weight, stats, output_mask):
+    g, x, w = _upcast(grad_output, input, weight)
+    return _as_operator_returns(reference.train_backward(g, x, w, _eps(x, stats)), input, weight, output_mask)
+
+
+def _composed_eval_backward(grad_output, input, weight, running_mean, running_var, eps, output_mask):
+    arguments = _upcast(grad_output, input, weight, running_mean, running_var)
+    return _as_operator_returns(reference.eval_backward(*arguments, eps), input, weight, output_mask)
+
+
+register_derivative(
+    torch.ops.fastreg.batch_norm_train_backward.default,
+    _setup_train_backward,
+    _train_double_backward,
+    _composed_train_backward,
+)
+register_derivative(
+    torch.ops.fastreg.batch_norm_eval_backward.default,
+    _setup_eval_backward,
+    _eval_double_backward,
+    _composed_eval_backward,
+)
