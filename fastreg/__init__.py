@@ -5,6 +5,7 @@ fastreg.functional  functions, in place of torch.nn.functional's
 fastreg.reference   the same in plain PyTorch
 
 draw_rng_state, record_rng_states, replay_rng_states, dropout_mask: the random states of dropout, and their masks
+sharded_batch: dropout of a batch that is spread over processes
 convert, report, revert: a model's layers to fastreg's, what that did, and back
 empty_cache: gives the memory kept for large results on the CPU back
 """
@@ -15,6 +16,7 @@ from fastreg.conversion import convert, report, revert
 from fastreg.explanation import explain
 from fastreg.functional import dropout_mask
 from fastreg.rng_states import draw_rng_state, record_rng_states, replay_rng_states
+from fastreg.sharding import sharded_batch
 
 __version__ = "0.1.0"
 
@@ -32,4 +34,5 @@ __all__ = [
     "replay_rng_states",
     "report",
     "revert",
+    "sharded_batch",
 ]

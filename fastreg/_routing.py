@@ -1,5 +1,7 @@
 """Which calls are fastreg's, and which of its ways they take."""
 
+import sys
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -12,6 +14,20 @@ _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, FakeTensor, FunctionalTens
 _FLOATING_DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 _DEVICES = frozenset(() if disabled() else ("cpu", "cuda"))
 _COMPILED_BACKENDS = frozenset(device for device in _DEVICES if available(device))
+
+
+def is_sharded(input) -> bool:
+    """Whether input is a DTensor whose parts are tensors that fastreg computes with."""
+    if type(input) in _PLAIN_TYPES:
+        return False
+    # Nobody has a DTensor before its module is imported, which takes long.
+    module = sys.modules.get("torch.distributed.tensor")
+    return (
+        module is not None
+        and type(input) is module.DTensor
+        and input.dtype in _FLOATING_DTYPES
+        and input.device.type in _DEVICES
+    )
 
 
 def is_ours(input) -> bool:
@@ -35,3 +51,8 @@ def is_transformed() -> bool:
     """Whether torch.func's transforms or forward-mode AD are at work: results may hold more than their types tell, and
     must not be written to."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def takes_dropout(input) -> bool:
+    """Whether fastreg drops elements of input, or of its parts; else torch does."""
+    return is_ours(input) or is_sharded(input)

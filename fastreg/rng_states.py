@@ -16,6 +16,8 @@ __all__ = ["draw_rng_state", "record_rng_states", "replay_rng_states"]
 
 # Within the contexts below: what gives a call that draws its rng_state, for a device. None otherwise.
 source = None
+# Within fastreg.sharded_batch: what draws a state that all processes have. None otherwise.
+drawer = None
 
 
 def draw_rng_state(device: torch.device | str = "cpu") -> Tensor:
@@ -33,6 +35,11 @@ def draw_rng_state(device: torch.device | str = "cpu") -> Tensor:
         Tensor: int64[2] on the device, (seed, offset) read as unsigned.
     """
     device = torch.device(device)
+    return draw_own(device) if drawer is None else drawer(device)
+
+
+def draw_own(device: torch.device) -> Tensor:
+    """:func:`draw_rng_state` of this process alone."""
     if has_operators(device) and not is_compiling():
         return ops.dropout.draw_state(device)
     return reference.dropout.draw_state(device)
@@ -48,7 +55,7 @@ def _use(give) -> Iterator[None]:
         source = outer
 
 
-def _refuse_to_compile(name):
+def refuse_to_compile(name):
     if is_compiling():
         raise RuntimeError(f"{name}: dropout must not be compiled within it: call the model uncompiled")
 
@@ -80,7 +87,7 @@ def record_rng_states() -> Iterator[list[Tensor]]:
     graph_task = torch._C._current_graph_task_id()  # -1 outside of backward passes
 
     def give(device):
-        _refuse_to_compile("record_rng_states")
+        refuse_to_compile("record_rng_states")
         state = draw_rng_state(device)
         if torch._C._current_graph_task_id() == graph_task:
             states.append(state)
@@ -108,12 +115,12 @@ def replay_rng_states(states: Iterable[Tensor]) -> Iterator[None]:
     """
     states = list(states)
     used = 0
-    depth = _checkpoints()
+    depth = checkpoints()
 
     def give(device):
         nonlocal used
-        _refuse_to_compile("replay_rng_states")
-        if _checkpoints() != depth:
+        refuse_to_compile("replay_rng_states")
+        if checkpoints() != depth:
             raise RuntimeError(
                 "replay_rng_states: a checkpointed function must enter the context itself, got a dropout within "
                 "torch.utils.checkpoint"
@@ -129,7 +136,7 @@ def replay_rng_states(states: Iterable[Tensor]) -> Iterator[None]:
         raise RuntimeError(f"replay_rng_states: each state must be used, got {len(states)} states and {used} calls")
 
 
-def _checkpoints():
+def checkpoints():
     """How many functions of torch.utils.checkpoint are being called."""
     count, frame = 0, sys._getframe()
     while frame is not None:

@@ -51,6 +51,31 @@ NEEDS = {
 }
 
 
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory):
+    """A group of two processes, for all tests."""
+    yield from ranks_of(2, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def four_ranks(tmp_path_factory):
+    """A group of four processes, for all tests."""
+    yield from ranks_of(4, tmp_path_factory)
+
+
+def ranks_of(size, tmp_path_factory):
+    from ranks import Ranks
+
+    group = Ranks(size, tmp_path_factory.mktemp("ranks"))
+    yield group
+    group.close()
+
+
+@pytest.fixture(params=["two_ranks", "four_ranks"])
+def ranks(request):
+    return request.getfixturevalue(request.param)
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the tests marked full, too")
 

@@ -22,21 +22,6 @@ import fastreg
 from fastreg.nn import BatchNormAct1d, BatchNormAct2d, SyncBatchNorm, SyncBatchNormAct
 from fastreg.nn import sync_batch_norm as implementation
 
-
-@pytest.fixture(scope="module", params=[2, 4])
-def ranks(request, tmp_path_factory):
-    group = Ranks(request.param, tmp_path_factory.mktemp("ranks"))
-    yield group
-    group.close()
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    group = Ranks(2, tmp_path_factory.mktemp("ranks"))
-    yield group
-    group.close()
-
-
 # How many of nine rows each rank has.
 ROWS = {2: [(5, 4), (1, 8), (9, 0), (0, 9)], 4: [(3, 2, 2, 2), (1, 6, 0, 2), (0, 0, 9, 0)]}
 SHAPES = [(5,), (3, 7), (4, 3, 5), (16, 2, 2, 2)]

@@ -6,7 +6,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from fastreg import ops
-from fastreg._routing import has_operators, is_ours
+from fastreg._routing import has_operators, is_ours, is_sharded
 
 
 def batch_norm(
@@ -63,6 +63,8 @@ def batch_norm(
             momentum=momentum,
             eps=eps,
         )
+    if is_sharded(input):
+        return batch_norm_of_shards(input, running_mean, running_var, None, weight, bias, training, momentum, eps)
     if not takes_batch_norm(input) or input.shape == (0,):  # torch takes [0] for a batch of nothing
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return batch_norm_with_count(input, running_mean, running_var, None, weight, bias, training, momentum, eps)
@@ -75,6 +77,13 @@ def takes_batch_norm(input: Tensor) -> bool:
     if isinstance(input, Tensor) and not (input.dtype.is_floating_point or input.dtype.is_complex):
         raise NotImplementedError(f"batch_norm: input must be floating point, got {input.dtype}")
     return False
+
+
+def batch_norm_of_shards(input, *arguments):
+    """:func:`batch_norm_with_count` of a DTensor."""
+    from fastreg import sharded_tensors
+
+    return sharded_tensors.batch_norm(input, *arguments)
 
 
 def batch_norm_with_count(

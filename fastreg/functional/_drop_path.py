@@ -7,7 +7,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from fastreg._extension import disabled
-from fastreg._routing import is_ours
+from fastreg._routing import takes_dropout
 from fastreg.functional._dropout_calls import bad_p, check_others, drop, scaled, unscaled
 
 
@@ -56,7 +56,7 @@ def drop_path(
         return handle_torch_function(drop_path, (input, residual), input, **keywords)
     if residual is not None:
         _check_residual(input, residual, inplace)
-    if not is_ours(input) or not (residual is None or is_ours(residual)):
+    if not takes_dropout(input) or not (residual is None or takes_dropout(residual)):
         output = _drop_path_of_others(input, p, training, inplace, scaling, rng_state)
         return output if residual is None else residual + output
     if not training or p == 0.0:

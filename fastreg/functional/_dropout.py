@@ -5,7 +5,7 @@ import warnings
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastreg._routing import is_ours
+from fastreg._routing import takes_dropout
 from fastreg.functional._dropout_calls import bad_p, drop, of_others, scaled, unscaled
 
 # -scale * alpha of SELU, the value that it saturates at: Klambauer et al. 2017, equation (2).
@@ -49,7 +49,7 @@ def dropout(
     """
     if not 0.0 <= p <= 1.0:
         raise bad_p("dropout", p)
-    if not is_ours(input):
+    if not takes_dropout(input):
         return of_others(dropout, F.dropout, input, p, training, inplace, scaling, rng_state)
     transform = None if scaling == "train" else unscaled("dropout", scaling)
     if not training:
@@ -89,7 +89,7 @@ def alpha_dropout(
     """
     if not 0.0 <= p <= 1.0:
         raise bad_p("alpha_dropout", p)
-    if not is_ours(input):
+    if not takes_dropout(input):
         return of_others(alpha_dropout, F.alpha_dropout, input, p, training, inplace, None, rng_state)
     if not training or p == 0.0:
         return input
@@ -123,7 +123,7 @@ def feature_alpha_dropout(
     name = "feature_alpha_dropout"
     if not 0.0 <= p <= 1.0:
         raise bad_p(name, p)
-    if not is_ours(input):
+    if not takes_dropout(input):
         return of_others(feature_alpha_dropout, F.feature_alpha_dropout, input, p, training, inplace, None, rng_state)
     if not training or p == 0.0:
         return input
@@ -160,7 +160,7 @@ def dropout1d(
     """
     if not 0.0 <= p <= 1.0:
         raise bad_p("dropout1d", p)
-    if not is_ours(input):
+    if not takes_dropout(input):
         return of_others(dropout1d, F.dropout1d, input, p, training, inplace, scaling, rng_state)
     if input.dim() not in (2, 3):
         raise RuntimeError(
@@ -202,7 +202,7 @@ def dropout2d(
     """
     if not 0.0 <= p <= 1.0:
         raise bad_p("dropout2d", p)
-    if not is_ours(input):
+    if not takes_dropout(input):
         return of_others(dropout2d, F.dropout2d, input, p, training, inplace, scaling, rng_state)
     if input.dim() == 3:
         _warn(
@@ -250,7 +250,7 @@ def dropout3d(
     """
     if not 0.0 <= p <= 1.0:
         raise bad_p("dropout3d", p)
-    if not is_ours(input):
+    if not takes_dropout(input):
         return of_others(dropout3d, F.dropout3d, input, p, training, inplace, scaling, rng_state)
     if input.dim() not in (4, 5):
         _warn(

@@ -6,9 +6,9 @@ from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from fastreg import ops, reference, rng_states
+from fastreg import ops, reference, rng_states, sharding
 from fastreg._extension import disabled
-from fastreg._routing import has_operators
+from fastreg._routing import has_operators, is_sharded
 
 
 def bad_p(name, p):
@@ -27,43 +27,49 @@ def scaled(input, p, inplace):
 
 
 def drop(name, input, p, inplace, rng_state, dims, transform, residual=None):
-    """Dropout of a tensor of ours, with 0 < p. dims, transform, residual: as in ``fastreg.ops.dropout.apply``."""
+    """Dropout of a tensor of ours or a DTensor of them, with 0 < p. dims, transform, residual: as in
+    ``fastreg.ops.dropout.apply``."""
+    if is_sharded(input):
+        return drop_sharded(name, input, p, inplace, rng_state, dims, transform, residual)
     if dims is not None and input.dim() < dims:
         raise RuntimeError(f"{name}: input must have at least {dims} dimensions, got {input.dim()}")
     rng_state = given_state(input, p, rng_state)
+    index_map = None if sharding.current is None or p == 1.0 else sharding.current.map(name, input, dims)
     if not has_operators(input.device):
-        return _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual)
+        return _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual, index_map)
     if is_compiling():
-        return _drop_traced(input, p, inplace, rng_state, dims, transform, residual)
+        return _drop_traced(input, p, inplace, rng_state, dims, transform, residual, index_map)
     if input.numel() == 0:
         return input if residual is None else residual + input
     if inplace:
-        ops.dropout.apply_(input, p, rng_state, dims, transform)
+        ops.dropout.apply_(input, p, rng_state, dims, transform, index_map)
         return input
-    return ops.dropout.apply(input, p, rng_state, dims, transform, residual)
+    return ops.dropout.apply(input, p, rng_state, dims, transform, residual, index_map)
 
 
 def given_state(input, p, rng_state):
-    """The rng_state of a call with 0 < p: its own, or the next one of a recording or a replay, else None."""
-    if rng_state is None and rng_states.source is not None and p < 1.0 and input.numel():
+    """The rng_state of a call with 0 < p: its own, or the next one of a recording, a replay or a sharded batch, else
+    None."""
+    draws = input.numel() or sharding.current is not None  # an empty part of a batch that is not empty
+    if rng_state is None and rng_states.source is not None and p < 1.0 and draws:
         return rng_states.source(input.device)
     return rng_state
 
 
-def _drop_traced(input, p, inplace, rng_state, dims, transform, residual):
+def _drop_traced(input, p, inplace, rng_state, dims, transform, residual, index_map):
     """Dropout for a compiler: a pure operator on a state that a torch operator draws (on any device a seed of 64
     bits, offset 0), with the memory order that eager code would see."""
     if rng_state is None:
         rng_state = reference.dropout.draw_state(input.device)
     if dims is None:
         strides = torch.empty_like(input).stride()
-        output = torch.ops.fastreg.dropout(input, p, rng_state, strides, None, transform)
+        output = torch.ops.fastreg.dropout(input, p, rng_state, strides, index_map, transform)
     else:
-        output = torch.ops.fastreg.feature_dropout(input, dims, p, rng_state, None, transform, residual)
+        output = torch.ops.fastreg.feature_dropout(input, dims, p, rng_state, index_map, transform, residual)
     return input.copy_(output) if inplace else output
 
 
-def _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual):
+def _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual, index_map):
     """Dropout of torch's operators: where no extension was built, and for the tracer of ``torch.jit``."""
     if not is_compiling() and not torch.jit.is_tracing() and input.numel() == 0:
         return input if residual is None else residual + input
@@ -72,9 +78,26 @@ def _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual
     else:
         reference.dropout.check_rng_state(rng_state, input, name)
     if dims is None:
-        output = reference.dropout.dropout(input, p, rng_state, transform=transform)
+        output = reference.dropout.dropout(input, p, rng_state, None, index_map, transform)
     else:
-        output = reference.dropout.feature_dropout(input, dims, p, rng_state, None, transform, residual)
+        output = reference.dropout.feature_dropout(input, dims, p, rng_state, index_map, transform, residual)
+    return input.copy_(output) if inplace else output
+
+
+def drop_sharded(name, input, p, inplace, rng_state, dims, transform, residual=None):
+    """:func:`drop` of a DTensor: each device drops its part with the whole tensor's mask."""
+    if dims is not None and input.dim() < dims:
+        raise RuntimeError(f"{name}: input must have at least {dims} dimensions, got {input.dim()}")
+    from fastreg import sharded_tensors
+
+    def apply(local, state, strides, index_map, residual):
+        if not has_operators(local.device):
+            return _drop_composed(name, local, p, False, state, dims, transform, residual, index_map)
+        if dims is None:
+            return torch.ops.fastreg.dropout(local, p, state, strides, index_map, transform)
+        return torch.ops.fastreg.feature_dropout(local, dims, p, state, index_map, transform, residual)
+
+    output = sharded_tensors.dropout(name, input, rng_state, dims, residual, apply)
     return input.copy_(output) if inplace else output
 
 

@@ -12,12 +12,17 @@ from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from fastreg import _activation, ops, reference, rng_states
+from fastreg import _activation, ops, reference, rng_states, sharding
 from fastreg._activation import Activation
 from fastreg._extension import available
-from fastreg._routing import has_operators, is_ours, is_transformed
+from fastreg._routing import has_operators, is_ours, is_sharded, is_transformed
 from fastreg.functional import _drop_path
-from fastreg.functional._batch_norm import batch_norm_with_count, check_batch_norm, takes_batch_norm
+from fastreg.functional._batch_norm import (
+    batch_norm_of_shards,
+    batch_norm_with_count,
+    check_batch_norm,
+    takes_batch_norm,
+)
 from fastreg.functional._dropout import dropout
 from fastreg.functional._dropout_calls import given_state
 
@@ -120,7 +125,7 @@ def batch_norm_act_with_count(
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
     ours = takes_batch_norm(input)
     steps = (pre_act.name != "identity") + (residual is not None) + (act.name != "identity") + (p > 0.0)
-    if steps and ours and _is_native("batch_norm_act_train", input, pre_act, act, residual):
+    if steps and ours and _is_native("batch_norm_act_train", input, pre_act, act, residual, p):
         check_batch_norm(input, running_mean, running_var, training, eps)
         statistics = (running_mean, running_var)
         settings = (*_operands(pre_act), residual, *_operands(act), False, p)  # no gate but for autograd
@@ -200,7 +205,7 @@ def act_dropout(
         )
     p = p if training else 0.0
     steps = (bias is not None) + (act.name != "identity") + (p > 0.0) + (residual is not None)
-    if steps > 1 and _has_act_dropout(input, bias, act, residual, drop_path):
+    if steps > 1 and _has_act_dropout(input, bias, act, residual, p, drop_path):
         settings = (*_operands(act), p)
         dims = 1 if drop_path and p else None
         rng_state = _state(input, p, rng_state, draws=True)
@@ -224,19 +229,20 @@ _KERNELS = {
 }
 
 
-def _is_native(name, input, pre_act, act, residual):
-    """Whether the operators know the activations, and take the residual. No transform knows the operators."""
-    if (name, input.device.type) not in _KERNELS or is_transformed():
+def _is_native(name, input, pre_act, act, residual, p):
+    """Whether the operators know the activations, and take the residual. No transform knows the operators, and they
+    take no index map."""
+    if (name, input.device.type) not in _KERNELS or is_transformed() or (p and sharding.current is not None):
         return False
     weighted = _activation.TABLE[pre_act.name].weighted or _activation.TABLE[act.name].weighted
     return not weighted and (residual is None or is_ours(residual))
 
 
-def _has_act_dropout(input, bias, act, residual, drop_path):
+def _has_act_dropout(input, bias, act, residual, p, drop_path):
     return (
         is_ours(input)
         and has_operators(input.device)
-        and _is_native("act_dropout", input, _activation.IDENTITY, act, residual)
+        and _is_native("act_dropout", input, _activation.IDENTITY, act, residual, p)
         and (bias is None or (is_ours(bias) and bias.dtype == input.dtype))
         and (input.dim() > 0 or not drop_path)
     )
@@ -260,7 +266,11 @@ def _state(input, p, rng_state, draws):
 
 
 def _batch_norm_of_others(input, running_mean, running_var, num_batches_tracked, weight, bias, training, momentum, eps):
-    """torch's batch norm, which leaves the counting to its modules."""
+    """torch's batch norm, which leaves the counting to its modules; and that of DTensors."""
+    if is_sharded(input):
+        return batch_norm_of_shards(
+            input, running_mean, running_var, num_batches_tracked, weight, bias, training, momentum, eps
+        )
     if training and num_batches_tracked is not None:
         num_batches_tracked.add_(1)
         if momentum is None:

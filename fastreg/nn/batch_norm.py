@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import init
 from torch.nn.parameter import is_lazy
 
+from fastreg._routing import is_sharded
 from fastreg.functional import _batch_norm as F
 from fastreg.nn.tracing import traced_call
 
@@ -54,6 +55,9 @@ class _Forward(torch.nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if (node := traced_call(self, input)) is not None:
             return node
+        if is_sharded(input):
+            self._check_input_dim(input)
+            return F.batch_norm_of_shards(input, *statistics_and_settings(self))
         if not F.takes_batch_norm(input):
             return super().forward(input)
         self._check_input_dim(input)

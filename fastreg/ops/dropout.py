@@ -74,15 +74,16 @@ def apply(
     dims: int | None = None,
     transform: tuple[float, float, float] | None = None,
     residual: Tensor | None = None,
+    index_map: tuple[int, int, int] | None = None,
 ) -> Tensor:
     """Dropout of an eager tensor. rng_state=None draws one."""
     if dims is None:
         if rng_state is None:
-            return _SEEDED(input, p, None, transform)[0]
-        return _OP(input, p, rng_state, None, None, transform)
+            return _SEEDED(input, p, index_map, transform)[0]
+        return _OP(input, p, rng_state, None, index_map, transform)
     if rng_state is None:
-        return _FEATURE_SEEDED(input, dims, p, None, transform, residual)[0]
-    return _FEATURE(input, dims, p, rng_state, None, transform, residual)
+        return _FEATURE_SEEDED(input, dims, p, index_map, transform, residual)[0]
+    return _FEATURE(input, dims, p, rng_state, index_map, transform, residual)
 
 
 def apply_(
@@ -91,17 +92,18 @@ def apply_(
     rng_state: Tensor | None,
     dims: int | None = None,
     transform: tuple[float, float, float] | None = None,
+    index_map: tuple[int, int, int] | None = None,
 ) -> None:
     """Dropout in place of an eager tensor. rng_state=None draws one."""
     if dims is None:
         if rng_state is None:
-            _SEEDED_(input, p, None, transform)
+            _SEEDED_(input, p, index_map, transform)
         else:
-            _OP_(input, p, rng_state, None, transform)
+            _OP_(input, p, rng_state, index_map, transform)
     elif rng_state is None:
-        _FEATURE_SEEDED_(input, dims, p, None, transform)
+        _FEATURE_SEEDED_(input, dims, p, index_map, transform)
     else:
-        _FEATURE_(input, dims, p, rng_state, None, transform)
+        _FEATURE_(input, dims, p, rng_state, index_map, transform)
 
 
 def draw_state(device) -> Tensor:
