@@ -12,6 +12,8 @@ try:
 
     from bench import compare, environment, parts, results
     from bench.arguments import factor, positive, shape_name
+    from bench.end_to_end.networks import NAMES
+    from bench.end_to_end.step import VARIANTS
     from bench.timings.default import DTYPES, LAYOUTS
     from bench.timings.ops import MODES, OPS
     from bench.timings.providers import PROVIDERS
@@ -45,6 +47,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(PROVIDERS)} (default: those installed; fastreg is always among them)")  # fmt: skip
     add("--minutes", type=factor, default=5, help="for all of them, as far as possible (default: %(default)s)")
     add("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="run nothing: what changed, beyond noise")
+
+    add = command.add_argument_group("end-to-end").add_argument
+    add("--networks", nargs="+", choices=NAMES, metavar="NAME", help=f"{', '.join(NAMES)} (default: all)")
+    add("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="; ".join(VARIANTS) + " (default: all)")
 
     add = command.add_argument_group("training").add_argument
     add("--epochs", type=positive, help="default: 100; 3 if --quick")

@@ -3,10 +3,10 @@
 The rule, for each case and provider: its time in the second file over its time in the first, divided by the change that
 all of the case have in common, is a change where it exceeds all of
 - 5 %;
-- the sum of both runs' own spreads, from the 20 % quantile over the median to the 80 % quantile;
+- the spreads from the 20 to the 80 % quantile in both runs, the provider's own and those of what is common;
 - three times the usual deviation, over all cases, of a provider's change from that provider's median change.
 What is common is the median over the case's providers, the copy among them, which is the same code in every run; with
-one provider it is the copy's own change.
+one provider it is the copy's own change. Cases that other programs disturbed in either run are not compared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import environment
-from bench.results import format_table, read_document
+from bench.results import CONTENDED, format_table, read_document
 from bench.timings.cases import CASE_COLUMNS, key
 from bench.timings.providers import FASTREG
 from bench.timings.run import COPY
@@ -26,6 +26,7 @@ from bench.timings.run import COPY
 LEAST = math.log(1.05)
 DEVIATIONS = 3
 SAME = ("device", "backend", "fastreg_kernels", "cpu", "threads", "instruction_set", "torch", "cuda", "cudnn", "python")
+Timing = tuple[tuple[str, ...], str]  # case and provider
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """only: cases in one file and not in the other."""
+    """only: cases in one file and not in the other. disturbed: cases that are not compared."""
 
     changes: list[Change]
     only: tuple[int, int]
+    disturbed: int = 0
 
     def means(self) -> dict[str, float]:
         """Provider -> geometric mean of its changes over the cases."""
@@ -86,6 +88,7 @@ class Comparison:
         means = "\n".join(
             f"{name}: {mean:.3f}x of its time before, geometric mean" for name, mean in self.means().items()
         )
+        text += f"; disturbed by other programs, and not compared: {self.disturbed} cases" if self.disturbed else ""
         alone = zip(("first", "second"), self.only, strict=True)
         text += "".join(f"; in the {which} file alone: {count} cases" for which, count in alone if count)
         return "\n\n".join([*table, means, text])
@@ -112,29 +115,44 @@ def compare_files(before: Path, after: Path) -> Comparison:
         raise ValueError(f"--compare must have files of one device and version, got {differences}")
     comparison = compare(*(document["rows"] for document in documents))
     if not comparison.changes:
-        raise ValueError("--compare must have files with a case in common, got none")
+        undisturbed = " that no other program disturbed" * (comparison.disturbed > 0)
+        raise ValueError(f"--compare must have files with a case in common, got none{undisturbed}")
     return comparison
 
 
 def compare(before: Sequence[dict], after: Sequence[dict]) -> Comparison:
     """By the rule above."""
     first, second = ({(key(row), row["provider"]): row for row in rows} for rows in (before, after))
-    shared = [which for which in first if which in second]
+    cases = [{case for case, _ in rows} for rows in (first, second)]
+    disturbed = {key(row) for row in (*before, *after) if row.get("contention", 0) > CONTENDED} & cases[0] & cases[1]
+    shared = [which for which in first if which in second and which[0] not in disturbed]
     logs = {which: math.log(second[which]["us"] / first[which]["us"]) for which in shared}
-    common = _common(logs)
-    beyond = {which: change - common[which[0]] for which, change in logs.items() if which[1] != COPY}
+    spreads = {
+        which: sum(math.log(row["us_80"] / row["us_20"]) for row in (first[which], second[which])) for which in shared
+    }
+    by_case: dict[tuple[str, ...], list[Timing]] = {}
+    for which in shared:
+        by_case.setdefault(which[0], []).append(which)
+    common = {case: _common(own, logs) for case, own in by_case.items()}
+    beyond = {which: logs[which] - logs[common[which[0]]] for which in shared if which[1] != COPY}
     usual = _usual_deviation(beyond)
     changes = []
     for which, change in beyond.items():
-        own = sum(math.log(row["us_80"] / row["us_20"]) for row in (first[which], second[which]))
-        bound = max(LEAST, own, DEVIATIONS * usual)
+        bound = max(LEAST, spreads[which] + spreads[common[which[0]]], DEVIATIONS * usual)
         times = first[which]["us"], second[which]["us"]
         changes.append(Change(*which, *times, math.exp(change), math.exp(bound)))
-    cases = [{case for case, _ in rows} for rows in (first, second)]
-    return Comparison(changes, (len(cases[0] - cases[1]), len(cases[1] - cases[0])))
+    return Comparison(changes, (len(cases[0] - cases[1]), len(cases[1] - cases[0])), len(disturbed))
 
 
-def _usual_deviation(changes: dict[tuple, float]) -> float:
+def _common(own: list[Timing], logs: dict[Timing, float]) -> Timing:
+    """The one of a case's timings whose change passes for that of all."""
+    copies = [which for which in own if which[1] == COPY]
+    if len(own) < 3 and copies:
+        return copies[0]
+    return sorted(own, key=logs.get)[(len(own) - 1) // 2]
+
+
+def _usual_deviation(changes: dict[Timing, float]) -> float:
     """The standard deviation of what is no outlier. About each provider's own median, or else one that has become
     slower everywhere would pass for noise."""
     by_provider: dict[str, list[float]] = {}
@@ -142,16 +160,6 @@ def _usual_deviation(changes: dict[tuple, float]) -> float:
         by_provider.setdefault(provider, []).append(change)
     deviations = [abs(each - statistics.median(own)) for own in by_provider.values() for each in own]
     return 1.4826 * statistics.median_low(deviations) if deviations else 0.0
-
-
-def _common(logs: dict[tuple, float]) -> dict[tuple[str, ...], float]:
-    by_case: dict[tuple[str, ...], dict[str, float]] = {}
-    for (case, provider), change in logs.items():
-        by_case.setdefault(case, {})[provider] = change
-    return {
-        case: changes.get(COPY, 0.0) if len(changes) < 3 else statistics.median(changes.values())
-        for case, changes in by_case.items()
-    }
 
 
 def slower_than_others(rows: Sequence[dict], limit: float) -> list[str]:

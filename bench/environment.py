@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import os
@@ -115,8 +116,23 @@ def _seconds_of_others() -> float:
     except OSError:
         return 0.0
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, total[:8])
-    own = os.times()
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - _own_seconds()
+
+
+def _own_seconds() -> float:
+    """Of this process and its descendants, which compile for it, the dead ones included."""
+    ticks, parents = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()
+            parents[int(path.parent.name)] = int(fields[1])
+            ticks[int(path.parent.name)] = sum(
+                map(int, fields[11:15])
+            )  # user, system, and those of children waited for
+    own = {os.getpid()}
+    while more := {process for process, parent in parents.items() if parent in own} - own:
+        own |= more
+    return sum(ticks.get(process, 0) for process in own) / os.sysconf("SC_CLK_TCK")
 
 
 def caption(environment: dict) -> str:

@@ -51,7 +51,9 @@ def _timings(args: Namespace) -> Part:
 
 def _end_to_end(args: Namespace) -> Part:
     kept = _kept("end-to-end", args)
-    job = end_to_end_run.Job(args.device, args.quick, done={end_to_end_run.key(row) for row in kept})
+    job = end_to_end_run.Job(
+        args.device, args.quick, args.networks, args.variants, done={end_to_end_run.key(row) for row in kept}
+    )
     return Part(TITLES["end-to-end"], job.run, end_to_end_report.report, CHARTS["end-to-end"], kept=kept)
 
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,11 +90,23 @@ def test_contention_is_what_others_took_beyond_the_spare_cores(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc/stat")
 def test_own_work_is_not_the_others(monkeypatch):
-    monkeypatch.setattr(environment.os, "times", lambda: SimpleNamespace(user=0.0, system=0.0))
     everything = environment._seconds_of_others()
-    monkeypatch.setattr(environment.os, "times", lambda: SimpleNamespace(user=40.0, system=30.0))
+    own = environment._own_seconds()
+    monkeypatch.setattr(environment, "_own_seconds", lambda: own + 70.0)
     assert everything - environment._seconds_of_others() == pytest.approx(70, abs=5)
     assert everything > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_the_work_of_children_is_own_work():
+    """torch.compile has others compile for it."""
+    before = environment._own_seconds()
+    line = "import time\nwhile time.process_time() < 1: pass\nprint('done', flush=True)\ninput()"
+    child = subprocess.Popen([sys.executable, "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    assert environment._own_seconds() - before > 0.9
+    child.communicate(b"\n")
+    assert environment._own_seconds() - before > 0.9  # also when it has ended
 
 
 # Charts
@@ -262,6 +273,8 @@ def test_fail_if_slower(brief, tmp_path, monkeypatch, capsys):  # noqa: F811
         (["--modes", "sideways"], "argument --modes: invalid choice: 'sideways' (choose from 'forward', 'backward', "),
         (["--providers", "keras"], "argument --providers: invalid choice: 'keras' (choose from 'torch', "),
         (["--dtypes", "int8"], "argument --dtypes: invalid choice: 'int8' (choose from 'fp32', 'bf16', 'fp16')"),
+        (["--networks", "vgg"], "argument --networks: invalid choice: 'vgg' (choose from 'resnet50', 'mlp')"),
+        (["--variants", "fast"], "argument --variants: invalid choice: 'fast' (choose from 'plain', 'converted', "),
         (["--layouts", "rows"], "argument --layouts: invalid choice: 'rows' (choose from 'contiguous', "),
         (["--shapes", "vgg"], "argument --shapes: must be one of resnet50-32, resnet50-64, "),
         (["--providers", "apex"], "--providers must be installed: apex: cannot import apex.contrib.groupbn"),

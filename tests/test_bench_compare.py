@@ -92,6 +92,18 @@ def test_without_peers_the_copy_tells_what_is_common():
     assert [change.factor for change in changes] == pytest.approx([1.5] * len(changes), rel=0.1)
 
 
+def test_disturbed_cases_are_not_compared(tmp_path):
+    before, after = timings(1), timings(2, slower={"fastreg": 2.0})
+    for row in after[:30]:
+        row["contention"] = 0.5
+    comparison = compare.compare(before, after)
+    assert comparison.disturbed == 10 and len(comparison.changes) == 2 * (len(CASES) - 10)
+    assert "disturbed by other programs, and not compared: 10 cases" in comparison.report()
+    files = [write(tmp_path, str(i), [row | {"contention": 0.5} for row in rows_of()]) for i in range(2)]
+    with pytest.raises(ValueError, match="a case in common, got none that no other program disturbed"):
+        compare.compare_files(*files)
+
+
 def test_cases_of_one_file_alone_are_counted():
     comparison = compare.compare(timings(1)[:30], timings(2)[6:])
     assert comparison.only == (2, 30)

@@ -96,8 +96,12 @@ def test_command(few_rounds, tmp_path, monkeypatch, capsys):
     for row in rows:
         assert row["peak_bytes"] > 0 and row["rounds"] == 2
         assert (row["share_layers"] is None) == ("compiled" in row["variant"])
-    assert report.title(rows[0]) == "resnet-tiny (bench), 2x3x32x32, float32"
-    assert "resnet-tiny (bench), 2x3x32x32, float32  converted, compiled" in capsys.readouterr().out
+    assert report.title(rows[0]) == "resnet50 (bench, tiny), 2x3x32x32, float32"
+    assert "resnet50 (bench, tiny), 2x3x32x32, float32  converted, compiled" in capsys.readouterr().out
+    chosen = ("--networks", "mlp", "--variants", "converted")
+    assert run_command(command.main, *arguments[:-1], tmp_path / "chosen", *chosen) == 0
+    some = json.loads((tmp_path / "chosen/end-to-end.json").read_text())["rows"]
+    assert [(row["network"], row["variant"]) for row in some] == [("mlp", "plain"), ("mlp", "converted")]
     monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("measured again"))
     assert run_command(command.main, *arguments, "--resume") == 0
     assert json.loads((tmp_path / "end-to-end.json").read_text())["rows"] == rows

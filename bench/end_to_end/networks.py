@@ -63,10 +63,13 @@ def _resnet50() -> tuple[str, Callable[[], nn.Module]]:
     return "bench", residual_network
 
 
+NAMES = ("resnet50", "mlp")
+
+
 def networks(device: torch.device, quick: bool = False) -> list[Network]:
     """ResNet-50, torchvision's where that is installed, and an MLP."""
     if quick:
-        tiny = Network("resnet-tiny", "bench", partial(residual_network, (1, 1), 8, 10), 2, (3, 32, 32), 10)
+        tiny = Network("resnet50", "bench, tiny", partial(residual_network, (1, 1), 8, 10), 2, (3, 32, 32), 10)
         return [tiny, Network("mlp", "bench", partial(mlp, 32, 16), 8, (16,), 10)]
     resnet50 = ("resnet50", *_resnet50())
     if device.type == "cpu":

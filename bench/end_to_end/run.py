@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ import torch
 from bench.end_to_end import distributed
 from bench.end_to_end.networks import Network, networks
 from bench.end_to_end.shares import SHARES, shares
-from bench.end_to_end.step import VARIANTS, Step, Wrap
+from bench.end_to_end.step import VARIANTS, Step, Variant, Wrap
 from bench.results import progress
 from bench.statistics import quantiles
 from bench.timings.memory import peak_bytes
@@ -36,36 +36,47 @@ def key(row: dict) -> tuple:
 
 @dataclass(frozen=True)
 class Job:
-    """done: keys of what needs no run."""
+    """networks, variants: their names, None: all; plain, which the others are compared with, is always among them.
+    done: keys of what needs no run."""
 
     device: torch.device
     quick: bool = False
+    networks: Collection[str] | None = None
+    variants: Collection[str] | None = None
     done: Collection[tuple] = ()
 
     def run(self) -> Iterator[list[dict]]:
         """Train each network on one device, and where there are several GPUs, on all; yields the rows of each."""
         several = torch.cuda.device_count() if self.device.type == "cuda" else 1
+        chosen = {name: VARIANTS[name] for name in VARIANTS if name in (PLAIN, *(self.variants or VARIANTS))}
         for network in networks(self.device, self.quick):
+            if self.networks and network.name not in self.networks:
+                continue
             for devices in sorted({1, several}):
                 if key(network.describe() | {"devices": devices}) in self.done:
                     continue
                 if devices == 1:
-                    samples = measure(network, self.device, SECONDS_PER_NETWORK[self.quick])
+                    samples = measure(network, chosen, self.device, SECONDS_PER_NETWORK[self.quick])
                 else:
-                    work = partial(measure, network, seconds=0.0, with_shares=False)  # as many rounds on all
+                    work = partial(measure, network, chosen, seconds=0.0, with_shares=False)  # as many rounds on all
                     samples = distributed.run(work, self.device.type, devices)
                 yield list(summarise(network, devices, *samples))
 
 
 def measure(
-    network: Network, device: torch.device, seconds: float, wrap: Wrap = lambda model: model, with_shares: bool = True
+    network: Network,
+    variants: Mapping[str, Variant],
+    device: torch.device,
+    seconds: float,
+    wrap: Wrap = lambda model: model,
+    with_shares: bool = True,
 ) -> tuple[dict[str, list[float]], dict[str, dict]]:
     """(seconds per step, one sample per round, and further columns), by variant."""
     torch.compiler.reset()
     torch.manual_seed(0)
     initial = network.build()
     steps, columns = {}, {}
-    for name, variant in progress(VARIANTS.items(), f"{network.name}: preparing", "variant"):
+    for name, variant in progress(variants.items(), f"{network.name}: preparing", "variant"):
         steps[name] = Step(network, copy.deepcopy(initial), variant, device, wrap)
         for _ in range(WARM_UP):
             steps[name]()
