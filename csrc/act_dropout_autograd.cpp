@@ -125,6 +125,8 @@ struct ActDropoutNode : torch::autograd::Function<ActDropoutNode> {
 template <class Compute>
 std::tuple<Tensor, Tensor> recorded(const Tensor& input, const OptionalTensor& bias, const OptionalTensor& residual,
                                     const ActDropoutNode::Arguments& arguments, const Compute& compute) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!has_tangent(input) && !has_tangent(bias) && !has_tangent(residual),
+                              "act_dropout: arguments must not have tangents, got one: use the function of this name");
   if (!at::GradMode::is_enabled() || !(input.requires_grad() || requires_grad(bias) || requires_grad(residual)))
     return compute();
   Tensor used;

@@ -150,6 +150,9 @@ template <class Compute>
 Results recorded(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                  const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& residual,
                  const Fused& fused, double eps, bool training, bool save_gate, const Compute& compute) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !has_tangent(input) && !has_tangent(weight) && !has_tangent(bias) && !has_tangent(residual),
+      "batch_norm_act: arguments must not have tangents, got one: use the function of this name");
   if (!at::GradMode::is_enabled()) return compute(save_gate);
   check_not_differentiable("batch_norm_act", "running_mean", running_mean);
   check_not_differentiable("batch_norm_act", "running_var", running_var);

@@ -6,6 +6,7 @@ fastreg.reference   the same in plain PyTorch
 
 draw_rng_state, record_rng_states, replay_rng_states, dropout_mask: the random states of dropout, and their masks
 sharded_batch: dropout of a batch that is spread over processes
+export_decompositions: exported programs that need no fastreg
 convert, report, revert: a model's layers to fastreg's, what that did, and back
 empty_cache: gives the memory kept for large results on the CPU back
 """
@@ -14,6 +15,7 @@ from fastreg import functional, nn, reference
 from fastreg._extension import build_info, empty_cache
 from fastreg.conversion import convert, report, revert
 from fastreg.explanation import explain
+from fastreg.export import export_decompositions
 from fastreg.functional import dropout_mask
 from fastreg.rng_states import draw_rng_state, record_rng_states, replay_rng_states
 from fastreg.sharding import sharded_batch
@@ -27,6 +29,7 @@ __all__ = [
     "dropout_mask",
     "empty_cache",
     "explain",
+    "export_decompositions",
     "functional",
     "nn",
     "record_rng_states",

@@ -130,6 +130,8 @@ def test_vmap_numbers_elements_in_the_samples_memory_order(device, layout):
         lambda x: OPS.feature_dropout_seeded(x, 2, 0.5)[0],
         lambda x: F.dropout(x, 0.5, rng_state=fastreg.draw_rng_state(x.device)),
         lambda x: fastreg.dropout_mask(x.shape, 0.5, fastreg.draw_rng_state(x.device)),
+        lambda x: F.act_dropout(x + 1, "relu", 0.5, residual=x),
+        lambda x: OPS.act_dropout_seeded(x, None, "relu", 0.0, 0.5, None, None)[0],
         fastreg.nn.Dropout(),
     ],
 )
@@ -300,3 +302,19 @@ def test_empty_batches_of_elements():
     assert vmap(lambda x: F.dropout(x, 0.5, rng_state=STATE))(torch.ones(3, 0)).shape == (3, 0)
     assert vmap(lambda x: OPS.dropout(x, 0.5, STATE))(torch.ones(3, 0)).shape == (3, 0)
     assert vmap(lambda x: OPS.feature_dropout(x, 1, 0.5, STATE))(torch.ones(3, 0, 2)).shape == (3, 0, 2)
+
+
+def test_fused_operators_refuse_tangents():
+    """And are not silent about it; the functions take them."""
+    x = torch.randn(4, 3)
+    for call in (
+        lambda x: OPS.act_dropout(x, None, "relu", 0.0, 0.5, STATE, None, None),
+        lambda x: OPS.batch_norm_act_eval(
+            x, None, None, x[0], x[0], 1e-5, "", 0.0, None, "relu", 0.0, False, 0.0, None
+        ),
+    ):
+        with pytest.raises(NotImplementedError, match="must not have tangents"):
+            jvp(call, (x,), (x,))
+    state = STATE
+    y, t = jvp(lambda x: F.act_dropout(x, "relu", 0.5, residual=x, rng_state=state), (x,), (torch.ones_like(x),))
+    assert torch.equal(t, 1 + 2.0 * ((y - x) > 0))

@@ -161,3 +161,31 @@ def _(info, in_dims, input, weight, bias, running_mean, running_var, eps):
         return _loop(op, info, in_dims, (input, *constant))
     batch = input.movedim(in_dims[0], 0)
     return op(batch.flatten(0, 1), *constant).unflatten(0, batch.shape[:2]), 0
+
+
+# ---- fused operators
+
+
+for _name in (
+    "act_dropout",
+    "act_dropout_backward",
+    "batch_norm_act_train",
+    "batch_norm_act_train_backward",
+    "batch_norm_act_eval",
+    "batch_norm_act_eval_backward",
+):
+    _register_loop(getattr(_OPS, _name).default)
+
+
+def _act_dropout_seeded(input, bias, act, act_parameter, p, residual, dims):
+    state = _draw(input, p)
+    return _OPS.act_dropout(input, bias, act, act_parameter, p, state, residual, dims), state
+
+
+def _batch_norm_act_train_seeded(input, *others):
+    state = _draw(input, others[-1])
+    return *_OPS.batch_norm_act_train(input, *others, state), state
+
+
+_library.impl("act_dropout_seeded", _act_dropout_seeded, "FuncTorchVmapMode")
+_library.impl("batch_norm_act_train_seeded", _batch_norm_act_train_seeded, "FuncTorchVmapMode")

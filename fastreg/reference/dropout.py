@@ -92,7 +92,7 @@ def transformed(input, keep, p, transform=None, residual=None):
     compute_dtype = torch.promote_types(input.dtype, torch.float32)
 
     def constant(value):
-        return torch.tensor(value, dtype=compute_dtype, device=input.device)
+        return torch.full((), value, dtype=compute_dtype, device=input.device)
 
     if residual is not None:
         shift = fill = residual
