@@ -186,6 +186,20 @@ def test_masks_of_act_dropout(device, layout, dtype):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides_given(device, layout):
+    """As compiled code gives them: elements are numbered in their order, forward and backward."""
+    strides = channels_last(torch.empty(6, 5, 3, 8)).stride()
+    keep = fastreg.reference.dropout.keep_mask(6 * 5 * 3 * 8, 0.5, STATE).as_strided((6, 5, 3, 8), strides).to(device)
+    x = layout(torch.rand(6, 5, 3, 8, device=device) + 1).requires_grad_()
+    for act in ("relu", "identity"):
+        y = ops.act_dropout(x, None, act, 0.0, 0.5, STATE, None, None, strides)
+        assert torch.equal(y != 0, keep) and y.stride() == strides
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(gradient, keep * 2.0, check_stride=False)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", [contiguous, channels_last, transposed, sliced])
 def test_masks_of_batch_norm_act(device, layout):
     x = layout(torch.randn(6, C, 3, 7, device=device))
@@ -428,6 +442,20 @@ def test_transforms_see_every_step():
     tangent = torch.randn_like(x)
     _, derivative = torch.func.jvp(call, (x,), (tangent,))
     torch.testing.assert_close(derivative, (tangent * expected).sum())
+
+
+def test_operators_refuse_tangents():
+    x = torch.randn(4, C)
+    with torch.autograd.forward_ad.dual_level():
+        x = torch.autograd.forward_ad.make_dual(x, x)
+        for call in (
+            lambda: ops.act_dropout(x, None, "relu", 0.0, 0.0, None, None, None),
+            lambda: ops.batch_norm_act_eval(
+                x, None, None, x[0], x[0], EPS, "identity", 0.0, None, "relu", 0.0, False, 0.0, None
+            ),
+        ):
+            with pytest.raises(NotImplementedError, match="must not have tangents"):
+                call()
 
 
 def test_checkpointed():

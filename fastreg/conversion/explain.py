@@ -73,6 +73,6 @@ def main(arguments: list[str]) -> None:
     single, fused = traffic(model, shape, getattr(torch, options.dtype))
     print(
         f"\nMemory traffic of the fused sites in a training step, input {list(shape)}, {options.dtype}, calculated:\n"
-        f"    {size(single)} by single operations, as they run today\n"
-        f"    {size(fused)} by one kernel each way, {size(single - fused)} less, once there are such kernels"
+        f"    {size(single)} by single operations\n"
+        f"    {size(fused)} by one kernel each way, {size(single - fused)} less"
     )

@@ -42,7 +42,7 @@ class Report:
     def __str__(self):
         lines = [f"{len(self.replaced)} layers replaced"]
         lines += [f"    {count:5} {name}" for name, count in Counter(self.replaced.values()).most_common()]
-        lines += [f"{len(self.fused)} sites fused in the graph; each is composed of single operations today"]
+        lines += [f"{len(self.fused)} sites fused"]
         lines += [f"    {count:5} {parts}" for parts, count in Counter(map(str, self.fused)).most_common()]
         lines += [f"{len(self.left)} left alone"] if self.left else []
         reasons = {}
