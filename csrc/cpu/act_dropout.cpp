@@ -23,7 +23,7 @@ void with_arguments(const Tensor& x, const Call& call, F&& f) {
     if (call.bias.defined()) {
       const T* values = const_data<T>(call.bias);
       a.channels = call.bias.size(0);
-      bias.resize(size_t(a.channels + kBiasTail));
+      bias.resize(size_t(a.channels + kTile));
       for (size_t i = 0; i < bias.size(); ++i) {
         const size_t period = size_t(a.channels);
         bias[i] = i < period ? to_compute(values[i]) : bias[i - period];

@@ -18,38 +18,34 @@ struct PlainWork {
 
   double start(int64_t c) const { return double(to_compute(x[p.layout.channels_last ? c : c * p.layout.size])); }
 
-  void moments(int64_t task, const double* centre, double* sums) const { gather_moments(p, x, task, centre, sums); }
+  void moments(const Section& s, const double* centre, double* sums) const { gather_moments(s, x, centre, sums); }
 
-  void normalize(int64_t task, const ForwardCoefficients<C>& f) const {
-    if (y != nullptr) normalize(task, x, f);
+  void normalize(const Section& s, const ForwardCoefficients<C>& f) const {
+    if (y != nullptr) normalize(s, x, f);
   }
 
-  void grad_sums(int64_t task, const ForwardCoefficients<C>&, const double* mean, double* sums) const {
-    if (p.layout.channels_last) {
-      kernels<T>().grad_sums_rows(dy, x, p.layout.channels, p.begin(task), p.end(task), mean, sums);
+  void grad_sums(const Section& s, const ForwardCoefficients<C>&, const double* mean, double* sums) const {
+    if (s.rows) {
+      kernels<T>().grad_sums_rows(dy, x, s.planes.channels, s.begin, s.end, mean, sums);
     } else {
-      const int64_t c = task / p.chunks, k = task % p.chunks;
-      kernels<T>().grad_sums_planes(dy, x, p.planes(), c, p.begin(k), p.end(k), mean[c], sums);
+      kernels<T>().grad_sums_planes(dy, x, s.planes, s.channel, s.begin, s.end, mean[s.channel], sums);
     }
   }
 
-  void grad_input(int64_t task, const ForwardCoefficients<C>&, const BackwardCoefficients<C>& f) const {
+  void grad_input(const Section& s, const ForwardCoefficients<C>&, const BackwardCoefficients<C>& f) const {
     if (y == nullptr) return;
-    if (f.mean_dy == nullptr) return normalize(task, dy, {zeros[0], zeros[0], f.scale, zeros[0]});
-    if (p.layout.channels_last) {
-      kernels<T>().grad_input_rows(dy, x, y, p.layout.channels, p.begin(task), p.end(task), f);
+    if (f.mean_dy == nullptr) {
+      normalize(s, dy, {zeros[0], zeros[0], f.scale, zeros[0]});
     } else {
-      const int64_t c = task / p.chunks, k = task % p.chunks;
-      kernels<T>().grad_input_planes(dy, x, y, p.planes(), c, p.begin(k), p.end(k), f);
+      input_gradient(s, dy, x, y, f);
     }
   }
 
-  void normalize(int64_t task, const T* from, const ForwardCoefficients<C>& f) const {
-    if (p.layout.channels_last) {
-      kernels<T>().normalize_rows(from, y, p.layout.channels, p.begin(task), p.end(task), f);
+  void normalize(const Section& s, const T* from, const ForwardCoefficients<C>& f) const {
+    if (s.rows) {
+      kernels<T>().normalize_rows(from, y, s.planes.channels, s.begin, s.end, f);
     } else {
-      const int64_t c = task / p.chunks, k = task % p.chunks;
-      kernels<T>().normalize_planes(from, y, p.planes(), c, p.begin(k), p.end(k), f);
+      kernels<T>().normalize_planes(from, y, s.planes, s.channel, s.begin, s.end, f);
     }
   }
 };

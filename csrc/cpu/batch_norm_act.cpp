@@ -26,18 +26,26 @@ struct FusedWork {
     return double(activate(epilogue.pre_act.kind, first, C(epilogue.pre_act.parameter)));
   }
 
-  void moments(int64_t task, const double* centre, double* sums) const {
-    if (epilogue.pre_act.kind == ActivationKind::identity) return gather_moments(p, x, task, centre, sums);
-    kernels<T>().moments_act(p.section(task), x, epilogue.pre_act, centre, sums);
+  void moments(const Section& s, const double* centre, double* sums) const {
+    if (epilogue.pre_act.kind == ActivationKind::identity) return gather_moments(s, x, centre, sums);
+    kernels<T>().moments_act(s, x, epilogue.pre_act, centre, sums);
   }
-  void normalize(int64_t task, const ForwardCoefficients<C>& f) const {
-    kernels<T>().normalize_act(p.section(task), x, y, f, epilogue);
+  void normalize(const Section& s, const ForwardCoefficients<C>& f) const {
+    kernels<T>().normalize_act(s, x, y, f, epilogue);
   }
-  void grad_sums(int64_t task, const ForwardCoefficients<C>& f, const double* mean, double* sums) const {
-    kernels<T>().grad_sums_act(p.section(task), dy, x, f, mean, epilogue, sums);
+  void grad_sums(const Section& s, const ForwardCoefficients<C>& f, const double* mean, double* sums) const {
+    kernels<T>().grad_sums_act(s, dy, x, f, mean, epilogue, sums);
   }
-  void grad_input(int64_t task, const ForwardCoefficients<C>& f, const BackwardCoefficients<C>& b) const {
-    if (dx || dresidual) kernels<T>().grad_input_act(p.section(task), dy, x, dx, dresidual, f, b, epilogue);
+  void grad_input(const Section& s, const ForwardCoefficients<C>& f, const BackwardCoefficients<C>& b) const {
+    if (epilogue.dz && b.mean_dy && epilogue.pre_act.kind == ActivationKind::identity) {
+      input_gradient(s, epilogue.dz, x, dx, b);
+    } else if (epilogue.dz) {
+      Epilogue<T> rest{};
+      rest.pre_act = epilogue.pre_act;
+      kernels<T>().grad_input_act(s, epilogue.dz, x, dx, nullptr, f, b, rest);
+    } else if (dx || dresidual) {
+      kernels<T>().grad_input_act(s, dy, x, dx, dresidual, f, b, epilogue);
+    }
   }
 };
 
@@ -47,13 +55,17 @@ auto fused_work(const Tensor& dy, const Tensor& x, const Tensor& y, const CpuFus
     using T = decltype(tag);
     using C = compute_t<T>;
     KeptBits kept = fusion.drops ? KeptBits(x.numel(), fusion.drop) : KeptBits();
+    // dz is computed once where its rounding to T is none and a result can hold it until dx takes its place.
+    T* dz = nullptr;
+    if (std::is_same_v<T, C> && p.sums_first && dx.defined()) dz = data<T>(dresidual.defined() ? dresidual : dx);
     const Epilogue<T> epilogue = {fusion.pre_act,
                                   fusion.act,
                                   data_or_null<const T>(fusion.residual),
                                   data_or_null<uint8_t>(fusion.gate),
                                   fusion.gate.defined() ? fusion.gate.numel() : 0,
                                   kept.words(),
-                                  C(fusion.drop.transform.scale)};
+                                  C(fusion.drop.transform.scale),
+                                  dz};
     return FusedWork<T>{p,
                         data_or_null<const T>(dy),
                         const_data<T>(x),

@@ -2,10 +2,10 @@
 // How a channel's elements are divided depends on the shape alone, never on the number of threads, so neither does the
 // result.
 //
-// The passes themselves are a Work<T>'s, which knows the tensors of a call. For tasks of the Partition,
+// The passes themselves are a Work<T>'s, which knows the tensors of a call:
 //   start(c)                      a value that the channel's are not far from
-//   moments(task, centre, sums), normalize(task, forward)
-//   grad_sums(task, forward, mean, sums), grad_input(task, forward, backward)
+//   moments(section, centre, sums), normalize(section, forward)
+//   grad_sums(section, forward, mean, sums), grad_input(section, forward, backward)
 // do what the kernels of the same names do (kernels.h).
 #pragma once
 
@@ -24,13 +24,20 @@ using at::Tensor;
 inline constexpr int64_t kChunk = 32768;    // elements that are worth another task
 inline constexpr int64_t kFewChannels = 8;  // so few channels are also divided within
 inline constexpr int64_t kMostChunks = 64;
+// Planes of fewer elements lie too far apart for what the processor reads ahead. Channels next to each other are then
+// worked through together, as many as stay in the second-level cache: their planes follow each other in memory.
+inline constexpr int64_t kShortPlane = 512;
+inline constexpr int64_t kGroupElements = 65536;
+inline constexpr int64_t kMostInGroup = 32;
 
-// How the elements are cut into tasks. In the planes layout a chunk is a range of one channel's elements, in the rows
-// layout a range of rows.
+// How the elements are cut into tasks. In the planes layout a task is a group of channels, or of few channels a chunk
+// of one's elements, numbered channel-major; in the rows layout it is a chunk of rows.
 struct Partition {
   ChannelLayout layout;
   int64_t chunk, chunks;
-  bool sums_first;  // whether elements are read for sums before they are read again
+  bool sums_first;    // whether elements are read for sums before they are read again
+  int64_t group = 1;  // channels of a task
+  int64_t block;      // elements of a channel that follow each other before the next one of the group has its turn
 
   Partition(const ChannelLayout& l, bool has_sums) : layout(l), sums_first(has_sums) {
     const int64_t n = l.per_channel();
@@ -40,26 +47,50 @@ struct Partition {
       chunk = l.channels < kFewChannels ? kChunk : n;
     }
     chunks = (n + chunk - 1) / chunk;
+    block = n;
+    if (task_is_group() && l.size < kShortPlane) {
+      const int64_t most = std::min({kMostInGroup, kGroupElements / n, l.channels / 16});
+      group = std::max<int64_t>(1, std::min(most, kTile / l.size));
+      if (group > 1) block = std::max<int64_t>(1, kTile / padded(l.size)) * l.size;
+    }
   }
 
-  Planes planes() const { return {layout.channels, layout.size, sums_first && task_is_channel()}; }
-  int64_t begin(int64_t k) const { return k * chunk; }
-  int64_t end(int64_t k) const { return std::min((k + 1) * chunk, layout.per_channel()); }
-  // In the planes layout a task is a chunk of a channel, numbered channel-major.
-  int64_t tasks() const { return layout.channels_last ? chunks : chunks * layout.channels; }
-  Section section(int64_t task) const {
-    const int64_t n = layout.per_channel();
-    if (layout.channels_last) return {true, planes(), n, 0, begin(task), end(task)};
-    return {false, planes(), n, task / chunks, begin(task % chunks), end(task % chunks)};
+  // Whether a task is whole channels: their elements can stay in the cache from one reading to the next.
+  bool task_is_group() const { return !layout.channels_last && chunks == 1; }
+  int64_t tasks() const {
+    if (layout.channels_last) return chunks;
+    return task_is_group() ? (layout.channels + group - 1) / group : chunks * layout.channels;
   }
-  // Whether a task is a whole channel: its elements can stay in the cache from one reading to the next.
-  bool task_is_channel() const { return !layout.channels_last && chunks == 1; }
+  Planes planes() const { return {layout.channels, layout.size, sums_first && task_is_group(), group > 1}; }
+  // Of tasks that are chunks.
+  Section section(int64_t task) const {
+    const int64_t k = layout.channels_last ? task : task % chunks, c = layout.channels_last ? 0 : task / chunks;
+    return section(c, k * chunk, std::min((k + 1) * chunk, layout.per_channel()));
+  }
+  Section section(int64_t channel, int64_t begin, int64_t end) const {
+    return {layout.channels_last, planes(), layout.per_channel(), channel, begin, end};
+  }
 
   // f(first, last) over ranges of tasks.
   template <class F>
   void for_each(F&& f) const {
     const int64_t elements = layout.per_channel() * layout.channels;
     at::parallel_for(0, tasks(), std::max<int64_t>(1, kChunk * tasks() / elements), f);
+  }
+  // f(section) for the sections of a group of channels.
+  template <class F>
+  void for_each_section(int64_t first_channel, int64_t last_channel, F&& f) const {
+    const int64_t n = layout.per_channel();
+    for (int64_t begin = 0; begin < n; begin += block)
+      for (int64_t c = first_channel; c < last_channel; ++c) f(section(c, begin, std::min(begin + block, n)));
+  }
+  // f(section) for all sections, in any order.
+  template <class F>
+  void for_each_section(F&& f) const {
+    for_each([&](int64_t first, int64_t last) {
+      if (task_is_group()) return for_each_section(first * group, std::min(last * group, layout.channels), f);
+      for (int64_t task = first; task < last; ++task) f(section(task));
+    });
   }
 };
 
@@ -108,21 +139,27 @@ class PartialSums {
   std::unique_ptr<double[]> values_;
 };
 
-// gather(task, sums) for every task, then finish(c, sum, other sum) for every channel, then write(task) for every
-// task. Where a task is a channel the three follow each other. `looks` is how often to gather; refine(c, sum) comes
-// between.
+// gather(section, sums) for all sections, then finish(c, sum, other sum) for every channel, then write(section) for all
+// sections. Where a task is a group of channels the three follow each other. `looks` is how often to gather;
+// refine(c, sum) comes between.
 template <class Gather, class Refine, class Finish, class Write>
 void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refine, Finish&& finish, Write&& write) {
-  if (p.task_is_channel()) {
-    p.for_each([&](int64_t first, int64_t last) {
-      for (int64_t c = first; c < last; ++c) {
-        double sums[2] = {};
+  if (p.task_is_group()) {
+    p.for_each([&](int64_t first_task, int64_t last_task) {
+      for (int64_t task = first_task; task < last_task; ++task) {
+        const int64_t first = task * p.group, last = std::min(first + p.group, p.layout.channels);
+        double sums[kMostInGroup][2] = {};
         for (int look = 0; look < looks; ++look) {
-          if (look > 0) refine(c, sums[0]);
-          gather(c, sums);
+          for (int64_t c = first; look > 0 && c < last; ++c) refine(c, sums[c - first][0]);
+          std::fill_n(sums[0], 2 * kMostInGroup, 0.0);
+          p.for_each_section(first, last, [&](const Section& section) {
+            double more[2];
+            gather(section, more);
+            for (int i = 0; i < 2; ++i) sums[section.channel - first][i] += more[i];
+          });
         }
-        finish(c, sums[0], sums[1]);
-        write(c);
+        for (int64_t c = first; c < last; ++c) finish(c, sums[c - first][0], sums[c - first][1]);
+        p.for_each_section(first, last, write);
       }
     });
     return;
@@ -134,14 +171,15 @@ void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refi
     for (int look = 0; look < looks; ++look) {
       for (int64_t c = 0; look > 0 && c < channels; ++c) refine(c, totals[0][c]);
       p.for_each([&](int64_t first, int64_t last) {
-        for (int64_t task = first; task < last; ++task) gather(task, sums.of_task(task));
+        for (int64_t task = first; task < last; ++task) gather(p.section(task), sums.of_task(task));
       });
       sums.total(totals[0], totals[1]);
     }
   }
   for (int64_t c = 0; c < channels; ++c) finish(c, totals[0][c], totals[1][c]);
   p.for_each([&](int64_t first, int64_t last) {
-    for (int64_t task = last; task-- > first;) write(task);  // backwards: what was read last is still in the cache
+    for (int64_t task = last; task-- > first;)
+      write(p.section(task));  // backwards: what was read last is still in the cache
   });
 }
 
@@ -199,12 +237,21 @@ inline void read_statistics(const Statistics& statistics, int64_t channels, doub
 
 // The moments of x itself.
 template <class T>
-void gather_moments(const Partition& p, const T* x, int64_t task, const double* centre, double* sums) {
-  if (p.layout.channels_last) {
-    kernels<T>().moments_rows(x, p.layout.channels, p.begin(task), p.end(task), centre, sums);
+void gather_moments(const Section& s, const T* x, const double* centre, double* sums) {
+  if (s.rows) {
+    kernels<T>().moments_rows(x, s.planes.channels, s.begin, s.end, centre, sums);
   } else {
-    const int64_t c = task / p.chunks, k = task % p.chunks;
-    kernels<T>().moments_planes(x, p.planes(), c, p.begin(k), p.end(k), centre[c], sums);
+    kernels<T>().moments_planes(x, s.planes, s.channel, s.begin, s.end, centre[s.channel], sums);
+  }
+}
+
+// dx where the statistics are not constants.
+template <class T>
+void input_gradient(const Section& s, const T* dy, const T* x, T* dx, const BackwardCoefficients<compute_t<T>>& f) {
+  if (s.rows) {
+    kernels<T>().grad_input_rows(dy, x, dx, s.planes.channels, s.begin, s.end, f);
+  } else {
+    kernels<T>().grad_input_planes(dy, x, dx, s.planes, s.channel, s.begin, s.end, f);
   }
 }
 
@@ -235,7 +282,7 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
     // first one lost.
     constexpr int kLooks = std::is_same_v<T, double> ? 2 : 1;
     in_two_passes(
-        partition, kLooks, [&](int64_t task, double* sums) { work.moments(task, centre, sums); },
+        partition, kLooks, [&](const Section& s, double* sums) { work.moments(s, centre, sums); },
         [&](int64_t c, double sum) { centre[c] += sum / n; },
         [&](int64_t c, double sum, double sum_of_squares) {
           const Moments<double> m = moments_from_sums(n, sum, sum_of_squares);
@@ -248,7 +295,7 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
           mean[c] += m.mean;
           variance[c] = m.m2 / (n - 1);
         },
-        [&](int64_t task) { work.normalize(task, forward); });
+        [&](const Section& s) { work.normalize(s, forward); });
   });
 
   int64_t batches = 0;
@@ -282,9 +329,7 @@ void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& 
       coefficients[3][c] = C(b[c]);
     }
     const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
-    partition.for_each([&](int64_t first, int64_t last) {
-      for (int64_t task = first; task < last; ++task) work.normalize(task, forward);
-    });
+    partition.for_each_section([&](const Section& s) { work.normalize(s, forward); });
   });
 }
 
@@ -323,7 +368,7 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
                                               training ? coefficients[4] : nullptr, coefficients[5]};
 
     in_two_passes(
-        partition, need_sums ? 1 : 0, [&](int64_t task, double* sums) { work.grad_sums(task, forward, centre, sums); },
+        partition, need_sums ? 1 : 0, [&](const Section& s, double* sums) { work.grad_sums(s, forward, centre, sums); },
         [](int64_t, double) {},
         [&](int64_t c, double sum, double sum_of_products) {
           sum_dy[c] = sum;
@@ -333,7 +378,7 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
           coefficients[4][c] = C(mean_dy);
           coefficients[5][c] = C(mean_dy_x_hat * invstd[c]);
         },
-        [&](int64_t task) { work.grad_input(task, forward, backward); });
+        [&](const Section& s) { work.grad_input(s, forward, backward); });
   });
 
   if (gradients.weight.defined())

@@ -30,8 +30,12 @@ struct BackwardCoefficients {
 // Contiguous layout: [planes, channels, size]. Element e of a channel is element e mod size of plane e div size.
 struct Planes {
   int64_t channels, size;
-  bool cached;  // whether a pass before has left the channel's elements in the processor's cache
+  bool cached;   // whether a pass before has left the channel's elements in the processor's cache
+  bool grouped;  // whether it is the next channel's turn after some planes
 };
+
+// Elements that fused kernels work on at a time.
+constexpr int64_t kTile = 1024;
 
 // A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, which has
 // per_channel of them, in the rows layout a range of rows, of planes.channels elements each.
@@ -53,12 +57,13 @@ struct Epilogue {
   int64_t gate_bytes;
   const uint64_t* keep;  // bit i: whether element i is kept; one word beyond them may be read; null: all are kept
   compute_t<T> scale;    // of what is kept
+  T* dz;                 // where grad_sums_act leaves the gradient of z
 };
 
 // y = dropout(act(x + bias)) + residual.
 template <class T>
 struct ActDropout {
-  const compute_t<T>* bias;  // of the last dimension, of so many channels, over and over up to kBiasTail more; or null
+  const compute_t<T>* bias;  // of the last dimension, of so many channels, over and over up to kTile more; or null
   int64_t channels;
   Activation act;
   const T* residual;  // or null
@@ -67,7 +72,6 @@ struct ActDropout {
   const uint64_t* keep;  // feature draws, as feature_dropout takes them; null: one draw for each element
   FeatureMap features;
 };
-constexpr int64_t kBiasTail = 1024;
 
 // All sums are taken in double. In the "rows" functions x is [rows, channels], the channels-last layout, centre and
 // mean are arrays of padded(channels), and sums are two of them; the range is of rows. In the "planes" functions the

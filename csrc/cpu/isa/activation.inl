@@ -71,7 +71,7 @@ FASTREG_HD f32 activate(f32 z, f32 parameter) {
   }
   if constexpr (kKind == K::gelu) return z * Normal(z).distribution;
   if constexpr (kKind == K::gelu_tanh) return z / (exponential(-gelu_argument(z)) + 1.0f);
-  if constexpr (kKind == K::sigmoid) return logistic(z);
+  if constexpr (kKind == K::sigmoid) return Logistic(z).value;
   if constexpr (kKind == K::tanh) return hyperbolic_tangent(z);
 }
 
@@ -81,8 +81,8 @@ FASTREG_HD f32 derivative(f32 z, f32 parameter) {
   static_assert(has_exponential(kKind), "the others are left to the compiler's vectoriser");
   if constexpr (kKind == K::elu) return z > 0.0f ? broadcast(1.0f) : parameter * exponential(z);
   if constexpr (kKind == K::silu) {
-    const f32 s = logistic(z);
-    return s * (z * (1.0f - s) + 1.0f);
+    const Logistic s(z);
+    return s.value * (z * s.complement + 1.0f);
   }
   if constexpr (kKind == K::mish) {
     const MishParts m(z);
@@ -96,17 +96,17 @@ FASTREG_HD f32 derivative(f32 z, f32 parameter) {
   if constexpr (kKind == K::gelu_tanh) {
     f32 x = z > 30.0f ? broadcast(30.0f) : z;  // beyond, it is 0 or 1, and the cubes overflow
     x = x < -30.0f ? broadcast(-30.0f) : x;
-    const f32 s = logistic(gelu_argument(x));
+    const Logistic s(gelu_argument(x));
     const f32 slope = float(detail::kTwiceSqrtTwoOverPi) * (float(3 * detail::kGeluCube) * x * x + 1.0f);
-    return s + x * s * (1.0f - s) * slope;
+    return s.value * (x * s.complement * slope + 1.0f);
   }
   if constexpr (kKind == K::sigmoid) {
-    const f32 s = logistic(z);
-    return s * (1.0f - s);
+    const Logistic s(z);
+    return s.value * s.complement;
   }
   if constexpr (kKind == K::tanh) {
-    const f32 t = hyperbolic_tangent(z);
-    return 1.0f - t * t;
+    const Logistic s(z * 2.0f);
+    return 4.0f * s.value * s.complement;
   }
 }
 

@@ -87,9 +87,11 @@ FASTREG_HD void prefetch_last(const T* p, int64_t count) {
   prefetch(p + count - 1);
 }
 
-// From an element of a channel to the one in its place in the plane at least so many bytes further on in the channel.
+// From an element of a channel to the one in its place in the plane at least so many bytes further on in the channel;
+// or in the next channel, where that has the next turn.
 template <class T>
 FASTREG_HD int64_t prefetch_distance(Planes planes) {
+  if (planes.grouped) return planes.size;
   constexpr int64_t kAhead = 2048 / sizeof(T);
   return (kAhead + planes.size - 1) / planes.size * planes.channels * planes.size;
 }

@@ -27,23 +27,25 @@ class OfColumns {
   const C* values_;
 };
 
-// The tiles of a section in the planes layout, and sums over them.
+// The tiles of a section in the planes layout, and sums over them. again: whether a pass before has read x and dy.
 template <class T>
 class PlaneTiles {
  public:
   template <class C>
   using Coefficient = OfChannel<C>;
 
-  explicit PlaneTiles(const Section& s)
+  PlaneTiles(const Section& s, bool again)
       : runs_(s.planes, s.channel, s.begin, s.end),
         channel_(s.channel),
         ordinal_(s.channel * s.per_channel + s.begin),
-        ahead_(prefetch_distance<T>(s.planes)) {}
+        ahead_(prefetch_distance<T>(s.planes)),
+        again_ahead_(again && s.planes.cached ? 0 : ahead_) {}
 
   // The next tile; false if there is none.
   bool operator()(Tile& tile) {
     tile.clear();
     tile.ahead = ahead_;
+    tile.again_ahead = again_ahead_;
     while (runs_.count > 0 || runs_.advance()) {
       // A short run is not cut into two.
       if (tile.left() == 0 || (runs_.count > tile.left() && runs_.count <= kTile)) break;
@@ -71,7 +73,7 @@ class PlaneTiles {
 
  private:
   Runs runs_;
-  int64_t channel_, ordinal_, ahead_;
+  int64_t channel_, ordinal_, ahead_, again_ahead_;
   LaneSums sums_;
 };
 
@@ -101,6 +103,7 @@ class RowTiles {
       rows_ = most < end_ - row_ ? most : end_ - row_;
     }
     tile.clear();
+    tile.ahead = tile.again_ahead = prefetch_distance<T>(channels_);
     for (int64_t r = row_; r < row_ + rows_; ++r) tile.add(r * channels_ + column_, r * channels_ + column_, columns_);
     return true;
   }
@@ -258,7 +261,7 @@ class DirectGradient {
 
   template <class Whole>
   FASTREG_HD vector_of<C> operator()(const Tile& tile, const Piece& p, int i, Whole whole, int rest) const {
-    prefetch_with(tile, dy_ + p.offset + i);
+    prefetch_again(tile, dy_ + p.offset + i);
     const vector_of<C> g = dropped<C>(load_some(dy_ + p.offset + i, whole, rest), drop_, p.offset + i);
     if (!is_relu_) return g;
     const vector_of<C> zero = broadcast(C(0));
@@ -400,6 +403,7 @@ void grad_sums_act(Tiles tiles, const T* dy, const T* x, const ForwardCoefficien
       normalised.compute(tile);
       gradient.compute(tiles, tile, dy, normalised, f, e);
     }
+    if (e.dz) store_tile(tile, gradient.dz.values, e.dz);
     normalised.with([&](auto operand) { tiles.add_grad_sums(tile, gradient.dz.values, operand, mean); });
   }
   tiles.finish(sums);
@@ -434,7 +438,7 @@ void moments_of_section(const Section& s, const T* x, const Activation& pre_act,
   if (s.rows) {
     moments_act(RowTiles<T>(s, sums), x, pre_act, centre, sums);
   } else {
-    moments_act(PlaneTiles<T>(s), x, pre_act, centre, sums);
+    moments_act(PlaneTiles<T>(s, false), x, pre_act, centre, sums);
   }
 }
 
@@ -444,7 +448,7 @@ void normalize_section(const Section& s, const T* x, T* y, const ForwardCoeffici
   if (s.rows) {
     normalize_act(RowTiles<T>(s), x, y, f, e);
   } else {
-    normalize_act(PlaneTiles<T>(s), x, y, f, e);
+    normalize_act(PlaneTiles<T>(s, true), x, y, f, e);
   }
 }
 
@@ -454,7 +458,7 @@ void grad_sums_of_section(const Section& s, const T* dy, const T* x, const Forwa
   if (s.rows) {
     grad_sums_act(RowTiles<T>(s, sums), dy, x, f, mean, e, sums);
   } else {
-    grad_sums_act(PlaneTiles<T>(s), dy, x, f, mean, e, sums);
+    grad_sums_act(PlaneTiles<T>(s, false), dy, x, f, mean, e, sums);
   }
 }
 
@@ -465,7 +469,7 @@ void grad_input_of_section(const Section& s, const T* dy, const T* x, T* dx, T* 
   if (s.rows) {
     grad_input_act(RowTiles<T>(s), dy, x, dx, dresidual, f, b, e);
   } else {
-    grad_input_act(PlaneTiles<T>(s), dy, x, dx, dresidual, f, b, e);
+    grad_input_act(PlaneTiles<T>(s, true), dy, x, dx, dresidual, f, b, e);
   }
 }
 

@@ -5,7 +5,6 @@
 
 namespace fastreg::cpu::FASTREG_ISA {
 
-constexpr int kTile = 1024;     // elements of a tile: three such arrays of doubles fit in the first-level cache
 constexpr int kPieceStep = 32;  // pieces start at multiples of it within a tile: whole vectors, whole steps of a sum
 
 template <class C>
@@ -22,9 +21,10 @@ struct Tile {
   Piece pieces[kTile / kPieceStep];
   int number = 0, size = 0;  // of pieces; of the tile, what lies between pieces included
   int64_t ahead = 0;         // how far from an element to prefetch, 0 for not at all
+  int64_t again_ahead = 0;   // the same where a pass before may have read the elements: x and dy
 
   FASTREG_HD void clear() { number = size = 0; }
-  FASTREG_HD int left() const { return kTile - size; }
+  FASTREG_HD int64_t left() const { return kTile - size; }
   FASTREG_HD void add(int64_t offset, int64_t ordinal, int64_t count) {
     pieces[number++] = {offset, ordinal, size, int(count)};
     size += int(count + kPieceStep - 1) / kPieceStep * kPieceStep;
@@ -159,6 +159,10 @@ template <class T>
 FASTREG_HD void prefetch_with(const Tile& tile, const T* p) {
   if (tile.ahead) prefetch(p + tile.ahead);
 }
+template <class T>
+FASTREG_HD void prefetch_again(const Tile& tile, const T* p) {
+  if (tile.again_ahead) prefetch(p + tile.again_ahead);
+}
 
 // Elements of a tile, in memory or in a buffer.
 template <class T>
@@ -166,9 +170,9 @@ struct Operand {
   const T* values;
   bool in_buffer;
   FASTREG_HD const T* operator[](const Piece& p) const { return values + (in_buffer ? p.at : p.offset); }
-  FASTREG_HD int64_t ahead(const Tile& tile) const { return in_buffer ? 0 : tile.ahead; }
+  FASTREG_HD int64_t ahead(const Tile& tile) const { return in_buffer ? 0 : tile.again_ahead; }
   FASTREG_HD void prefetch(const Tile& tile, const Piece& p, int i) const {
-    if (!in_buffer) prefetch_with(tile, values + p.offset + i);
+    if (!in_buffer) prefetch_again(tile, values + p.offset + i);
   }
 };
 template <class T>
@@ -187,7 +191,7 @@ __attribute__((noinline)) void load_tile(const Tile& tile, const T* x, compute_t
   using C = compute_t<T>;
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      prefetch_with(tile, x + p.offset + i);
+      prefetch_again(tile, x + p.offset + i);
       store(to + p.at + i, load_some(x + p.offset + i, whole, rest));
     });
 }
@@ -199,7 +203,7 @@ __attribute__((noinline)) void load_dropped(const Tile& tile, const T* x, comput
   using C = compute_t<T>;
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      prefetch_with(tile, x + p.offset + i);
+      prefetch_again(tile, x + p.offset + i);
       store(to + p.at + i, dropped<C>(load_some(x + p.offset + i, whole, rest), drop, p.offset + i));
     });
 }

@@ -49,23 +49,38 @@ FASTREG_HD f32 hyperbolic_tangent(f32 x) {
   return with_sign_of(magnitude(m / (m + 2.0f)), x);
 }
 
-FASTREG_HD f32 logistic(f32 x) { return 1.0f / (exponential(-x) + 1.0f); }
+// The logistic function and its complement to 1, which as a difference would lose its digits where it is small.
+struct Logistic {
+  f32 value, complement;
 
-// The normal distribution: density sqrt(2 pi) as well, which needs the same exponential.
+  FASTREG_HD explicit Logistic(f32 x) {
+    const f32 t = magnitude(x), e = exponential(-t), larger = 1.0f / (e + 1.0f);
+    const f32 smaller = t < 1.0f ? 1.0f - larger : e * larger;
+    value = x < 0.0f ? smaller : larger;
+    complement = x < 0.0f ? larger : smaller;
+  }
+};
+
+// The distribution function of the normal distribution, and exp(-x^2 / 2), which it needs.
 struct Normal {
-  f32 distribution, bell;  // bell: exp(-x^2 / 2)
+  f32 distribution, bell;
 
-  // exp(t^2 / 2) times the distribution at -t is P(u) / (t + 3.5), u = (t - 3.5) / (t + 3.5); over [0, 14.5], beyond
-  // which the exponential is zero, the error of P's ten coefficients is 7.4e-9.
   FASTREG_HD explicit Normal(f32 x) {
-    const f32 t = magnitude(x), inverse = 1.0f / (t + 3.5f), u = (t - 3.5f) * inverse;
+    const f32 t = magnitude(x), square = x * x;
+    bell = exponential(square * -0.5f);
+    // At -t, where it is small: exp(t^2 / 2) times it is P(u) / (t + 3.5), u = (t - 3.5) / (t + 3.5); over [0, 14.5],
+    // beyond which the exponential is zero, the error of P's ten coefficients is 7.4e-9.
+    const f32 inverse = 1.0f / (t + 3.5f), u = (t - 3.5f) * inverse;
     f32 p = broadcast(1.10284796e-4f);
     for (const float c : {4.21166478e-4f, -4.94976819e-4f, -3.17481207e-3f, 6.49324525e-3f, 1.7406268e-2f,
                           -0.116053067f, 0.315425068f, -0.565561771f, 0.744416058f})
       p = p * u + c;
-    bell = exponential(t * t * -0.5f);
-    const f32 tail = p * inverse * bell;
-    distribution = x < 0.0f ? tail : 1.0f - tail;
+    const f32 tail = p * inverse * bell, body = x < 0.0f ? tail : 1.0f - tail;
+    // Near 0: 1/2 + x R(x^2); over [0, 1] the error of R's six coefficients is 7.2e-10.
+    f32 r = broadcast(-7.65423829e-6f);
+    for (const float c : {1.13486458e-4f, -1.18632999e-3f, 9.9733239e-3f, -6.64903596e-2f, 0.398942292f})
+      r = r * square + c;
+    distribution = t < 1.0f ? x * r + 0.5f : body;
   }
 };
 

@@ -1,0 +1,160 @@
+"""The CPU's fused kernels: vectorised activations, shapes that their tiles meet in every way, gates, threads."""
+
+import pytest
+import torch
+
+import fastreg
+from fastreg import _activation
+from tests.common import channels_last, contiguous
+from tests.tolerances import MULTIPLE, ulp
+
+NATIVE = [name for name in _activation.TABLE if name != "prelu"]
+PARAMETER = {"leaky_relu": 0.1, "elu": 0.7}
+# One column each: not a multiple of any vector's width, so that ends of vectors are met as well.
+GRID = torch.cat([torch.linspace(-40, 40, 160_001), torch.logspace(-40, 30, 4001), -torch.logspace(-40, 30, 4001)])
+SPECIAL = [0.0, -0.0, 3.0, -3.0, 6.0, float("inf"), -float("inf"), float("nan"), 1e-45, -1e-45]
+BINS = 250
+
+
+def act_dropout(x, act):
+    return torch.ops.fastreg.act_dropout(x, None, act, PARAMETER.get(act, 0.0), 0.0, None, None, None)
+
+
+def gradient(x, act):
+    parameter = PARAMETER.get(act, 0.0)
+    return torch.ops.fastreg.act_dropout_backward(
+        torch.ones_like(x), x, None, act, parameter, 0.0, None, None, x.stride()
+    )
+
+
+def of_torch(x, act):
+    return with_gradient(lambda leaf: _activation.TABLE[act].apply(leaf, PARAMETER.get(act), None), x)
+
+
+def exactly(x, act):
+    """In float64, and without the differences in which torch loses all digits of the tails."""
+    if act == "gelu":
+        return with_gradient(lambda x: 0.5 * x * torch.erfc(-x * 0.5**0.5), x.double())
+    if act == "gelu_tanh":
+        return with_gradient(lambda x: x * torch.sigmoid((8 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)), x.double())
+    y, slope = of_torch(x.double(), act)
+    if act in ("sigmoid", "tanh"):  # e^-|z| / (1 + e^-|z|)^2
+        z = x.double().abs() * (2 if act == "tanh" else 1)
+        slope = (4 if act == "tanh" else 1) * torch.exp(-z) / (1 + torch.exp(-z)) ** 2
+    return y, slope
+
+
+def with_gradient(function, x):
+    leaf = x.clone().requires_grad_()
+    y = function(leaf)
+    return y.detach(), torch.autograd.grad(y.sum(), leaf)[0]
+
+
+def ulps(value, exact):
+    """The largest error of each of BINS parts, in units of the last place of the part's largest value."""
+    parts = []
+    for some, right in zip(value.double().tensor_split(BINS), exact.tensor_split(BINS), strict=True):
+        known = right.isfinite()
+        largest = max(right[known].abs().max().item(), torch.finfo(torch.float32).tiny) if known.any() else 1.0
+        errors = (some - right)[known].abs() / ulp(torch.float32, largest)
+        parts.append(errors.nan_to_num(torch.inf).max().item() if known.any() else 0.0)
+    return parts
+
+
+@pytest.mark.parametrize("act", NATIVE)
+def test_as_accurate_as_torch(act):
+    for ours, torchs, exact in zip(
+        (act_dropout(GRID, act), gradient(GRID, act)), of_torch(GRID, act), exactly(GRID, act), strict=True
+    ):
+        for mine, its in zip(ulps(ours, exact), ulps(torchs, exact), strict=True):
+            # Half an ulp more than torch's multiple and one: exact results may round either way.
+            assert mine <= MULTIPLE * its + 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("act", NATIVE)
+def test_special_values(act, dtype):
+    x = torch.tensor(3 * SPECIAL, dtype=dtype)  # more than one vector
+    ours, torchs = (act_dropout(x, act), gradient(x, act)), of_torch(x, act)
+    torch.testing.assert_close(ours[0], torchs[0], rtol=2e-2, atol=1e-4, equal_nan=True)
+    # torch's own loops disagree about derivatives at NaN, and have NaN for some limits.
+    known = ~x.isnan() & ~torchs[1].isnan()
+    # In 16 bits torch has those of tanh and sigmoid from rounded results.
+    atol = 1e-4 if dtype != torch.bfloat16 else 1e-2
+    torch.testing.assert_close(ours[1][known], torchs[1][known], rtol=2e-2, atol=atol)
+
+
+SHAPES = [
+    ((40, 40, 7, 7), contiguous),  # groups of channels
+    ((3, 70, 14, 14), contiguous),
+    ((2, 3, 61, 53), contiguous),  # few channels: chunks
+    ((2, 1, 250, 251), contiguous),
+    ((5, 2), contiguous),
+    ((300, 130), contiguous),  # rows: more columns than a tile has
+    ((9, 3, 33, 31), channels_last),
+    ((4, 260, 7, 7), channels_last),
+]
+
+
+def call(x, residual, weight, bias, grad, p, act, pre_act, state):
+    """Output and gradients of the operators."""
+    acts = (pre_act, PARAMETER.get(pre_act, 0.0)), (act, PARAMETER.get(act, 0.0))
+    y, stats, gate = torch.ops.fastreg.batch_norm_act_train(
+        x, weight, bias, None, None, None, 0.1, 1e-5, *acts[0], residual, *acts[1], True, p, state
+    )
+    gates = gate if gate.numel() else None
+    gradients = torch.ops.fastreg.batch_norm_act_train_backward(
+        grad, x, weight, bias, stats, *acts[0], residual, gates, *acts[1], p, state, [True] * 3 + [residual is not None]
+    )
+    return [y, *gradients[: 3 + (residual is not None)]]
+
+
+def composed(x, residual, weight, bias, grad, keep, act, pre_act):
+    leaves = [t.double().requires_grad_() for t in (x, weight, bias, residual) if t is not None]
+    apply = [_activation.TABLE[name].apply for name in (pre_act, act)]
+    z = torch.nn.functional.batch_norm(
+        apply[0](leaves[0], PARAMETER.get(pre_act), None), None, None, *leaves[1:3], True
+    )
+    y = apply[1](z if residual is None else z + leaves[3], PARAMETER.get(act), None) * keep
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad.double())]
+
+
+CASES = [
+    ("relu", "identity", False, 0.5),
+    ("relu", "identity", True, 0.0),
+    ("identity", "identity", True, 0.3),
+    ("leaky_relu", "identity", True, 0.3),
+    ("silu", "relu", True, 0.5),
+    ("relu6", "tanh", False, 0.0),
+]
+
+
+@pytest.mark.parametrize(("act", "pre_act", "with_residual", "p"), CASES)
+@pytest.mark.parametrize(("shape", "layout"), SHAPES)
+def test_shapes(shape, layout, act, pre_act, with_residual, p):
+    torch.manual_seed(0)
+    x, residual, grad = (layout(2 * torch.randn(shape, dtype=torch.float64)) for _ in range(3))
+    residual = residual if with_residual else None
+    weight, bias = torch.rand(shape[1]).double() + 0.5, torch.randn(shape[1]).double()
+    state = torch.tensor([5, 8])
+    keep = fastreg.functional.dropout(torch.ones_like(x), p, rng_state=state)
+    exact = composed(x, residual, weight, bias, grad, keep, act, pre_act)
+    for ours, expected in zip(call(x, residual, weight, bias, grad, p, act, pre_act, state), exact, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "layout"), SHAPES)
+def test_the_number_of_threads_does_not_matter(shape, layout):
+    torch.manual_seed(0)
+    x, residual, grad = (layout(torch.randn(shape)) for _ in range(3))
+    weight, bias, state = torch.rand(shape[1]), torch.randn(shape[1]), torch.tensor([5, 8])
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(call(x, residual, weight, bias, grad, 0.5, "relu", "identity", state))
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
