@@ -85,9 +85,15 @@ def assert_close(ours, plain):
     torch.testing.assert_close(ours, plain, rtol=TOLERANCE, atol=TOLERANCE * max(largest, 1.0))
 
 
+def hardsigmoid(x, inplace=False):
+    """torch's own multiplies gradients by 1/6 rounded to float32, in float64 too."""
+    return torch.nn.functional.relu6(x + 3.0) / 6.0
+
+
 @all_models
-def test_float64(model):
+def test_float64(model, monkeypatch):
     plain, ours = made(model)
+    monkeypatch.setattr(torch.nn.functional, "hardsigmoid", hardsigmoid)
     x = images(model)
     types, state = [type(module) for module in plain.modules()], copy.deepcopy(plain.state_dict())
     assert Counter(map(str, fastreg.report(ours).fused)) == model.sites
