@@ -7,8 +7,10 @@
 #pragma once
 
 #include <cmath>
+#include <iterator>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "portable.h"
 
@@ -35,6 +37,8 @@ inline constexpr std::string_view kActivationNames[] = {"identity",    "relu",  
                                                         "silu",        "mish",    "gelu",  "gelu_tanh",  "hardswish",
                                                         "hardsigmoid", "sigmoid", "tanh"};
 
+constexpr int kActivationKinds = int(std::size(kActivationNames));
+
 inline std::optional<ActivationKind> activation_named(std::string_view name) {
   int kind = 0;
   for (const std::string_view known : kActivationNames) {
@@ -49,6 +53,21 @@ struct Activation {
   ActivationKind kind = ActivationKind::identity;
   double parameter = 0;
 };
+
+namespace detail {
+template <int... kKinds, class F>
+FASTREG_HD void with_kind(ActivationKind kind, std::integer_sequence<int, kKinds...>, F&& f) {
+  ((int(kind) == kKinds && (f(std::integral_constant<ActivationKind, ActivationKind(kKinds)>{}), true)) || ...);
+}
+}  // namespace detail
+
+// f(constant) with the kind as a constant: one choice, for as many values as f works on. There is nothing to do for
+// identity.
+template <class F>
+FASTREG_HD void with_kind(ActivationKind kind, F&& f) {
+  if (kind == ActivationKind::identity) return;
+  detail::with_kind(kind, std::make_integer_sequence<int, kActivationKinds>{}, f);
+}
 
 // Whether the derivative takes two values, so that one bit tells it: see is_open.
 FASTREG_HD constexpr bool is_gated(ActivationKind kind) {
@@ -219,6 +238,19 @@ FASTREG_HD A derivative(ActivationKind kind, A z, A parameter) {
     }
   }
   return A(1);
+}
+
+// The gradient of z, from that of activate(z). What a closed gate keeps out is 0 even where the gradient is infinite.
+template <class A>
+FASTREG_HD A gated_gradient(ActivationKind kind, A gradient, bool open, A parameter) {
+  if (open) return kind == ActivationKind::hardsigmoid ? gradient / A(6) : gradient;
+  return kind == ActivationKind::leaky_relu ? gradient * parameter : A(0);
+}
+template <class A>
+FASTREG_HD A gradient(ActivationKind kind, A gradient, A z, A parameter) {
+  if (kind == ActivationKind::identity) return gradient;
+  if (is_gated(kind)) return gated_gradient(kind, gradient, is_open(kind, z), parameter);
+  return gradient * derivative(kind, z, parameter);
 }
 
 }  // namespace fastreg

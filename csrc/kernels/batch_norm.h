@@ -1,6 +1,8 @@
 // Launch functions of the batch norm kernels.
 #pragma once
 
+#include <type_traits>
+
 #include "batch_norm_plan.h"
 #include "runtime.h"
 #include "types.h"
@@ -39,36 +41,43 @@ struct RunningUpdate {
   double factor = 0;
 };
 
-// All functions: no dimension of the shape is zero. Tensors are dense, of any alignment that T needs.
+// What is computed besides normalising: nothing, or an Epilogue<T> (epilogue.h).
+struct NoEpilogue {};
+template <class E>
+constexpr bool is_fused = !std::is_same_v<E, NoEpilogue>;
+
+// All functions: no dimension of the shape is zero. Tensors are dense, of any alignment that T needs. E: NoEpilogue or
+// Epilogue<T>.
 
 // Training statistics of x into statistics.stats, running statistics updated; then y normalised with them. Two
 // launches.
-template <class T>
+template <class T, class E = NoEpilogue>
 cudaError_t launch_batch_norm_train(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
                                     const ChannelValues& bias, const ChannelStatistics& statistics,
-                                    const RunningUpdate& running, const Workspace& workspace, const Device& device);
+                                    const RunningUpdate& running, const Workspace& workspace, const Device& device,
+                                    const E& epilogue = {});
 
 // y normalised with the running statistics. One launch.
-template <class T>
+template <class T, class E = NoEpilogue>
 cudaError_t launch_batch_norm_eval(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
-                                   const ChannelValues& bias, const ChannelStatistics& statistics,
-                                   const Device& device);
+                                   const ChannelValues& bias, const ChannelStatistics& statistics, const Device& device,
+                                   const E& epilogue = {});
 
 // Gradients, of training where statistics.stats is set, else of evaluation. dx, dweight.data, dbias.data may be null:
 // not wanted. coefficients: scratch, [2, channels] of compute type. Two launches in training, one in evaluation.
-template <class T>
+template <class T, class E = NoEpilogue>
 cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
                                        const ChannelValues& weight, const ChannelStatistics& statistics,
                                        const ChannelValues& dweight, const ChannelValues& dbias, void* coefficients,
-                                       const Workspace& workspace, const Device& device);
+                                       const Workspace& workspace, const Device& device, const E& epilogue = {});
 
 // ---- A batch in several parts ----
 
 // A part's statistics into statistics.stats, and nothing else. One launch.
-template <class T>
+template <class T, class E = NoEpilogue>
 cudaError_t launch_batch_norm_statistics(const T* x, const BatchNormShape& shape, const ChannelStatistics& statistics,
-                                         const RunningUpdate& running, const Workspace& workspace,
-                                         const Device& device);
+                                         const RunningUpdate& running, const Workspace& workspace, const Device& device,
+                                         const E& epilogue = {});
 
 // The statistics of all parts: see batch_norm_merge.h. stats: [3, channels]. count: values per channel. Running
 // statistics are of type A; num_batches_tracked already counts this batch. One launch; channels is not zero.
@@ -78,9 +87,9 @@ cudaError_t launch_batch_norm_merge(const A* moments, int64_t parts, int64_t cha
 
 // dx of a part. coefficients: [2, channels] of compute type, of all parts: mean of dy, and the slope with which dx
 // depends on x - mean, mean of dy * x_hat / deviation. One launch.
-template <class T>
+template <class T, class E = NoEpilogue>
 cudaError_t launch_batch_norm_grad_input(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
                                          const ChannelValues& weight, const ChannelStatistics& statistics,
-                                         const void* coefficients, const Device& device);
+                                         const void* coefficients, const Device& device, const E& epilogue = {});
 
 }  // namespace fastreg

@@ -152,10 +152,10 @@ __global__ void __launch_bounds__(256, 2)
       Access v[kCount];
 #pragma unroll
       for (int u = 0; u < kCount; ++u) v[u] = load_streaming(reinterpret_cast<const Access*>(x + offsets[u]));
-      if (sums.empty()) sums.start(v[0]);
+      if (sums.empty()) sums.start(to_compute(v[0]));
 #pragma unroll
       for (int u = 0; u < kCount; ++u, slot += blockDim.x) {
-        sums.add(v[u]);
+        sums.add(to_compute(v[u]));
         store(slot, v[u]);
       }
     });
@@ -164,9 +164,9 @@ __global__ void __launch_bounds__(256, 2)
       Access v[kCount];
 #pragma unroll
       for (int u = 0; u < kCount; ++u) v[u] = load(reinterpret_cast<const Access*>(x + offsets[u]));
-      if (sums.empty()) sums.start(v[0]);
+      if (sums.empty()) sums.start(to_compute(v[0]));
 #pragma unroll
-      for (int u = 0; u < kCount; ++u) sums.add(v[u]);
+      for (int u = 0; u < kCount; ++u) sums.add(to_compute(v[u]));
     });
     Moments<A> r[K];
     sums.moments(to_compute(first), r);
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(256, 2)
       }
 #pragma unroll
       for (int u = 0; u < kCount; ++u, x_slot += blockDim.x, dy_slot += blockDim.x) {
-        add_gradients(sums, g[u], v[u], n);
+        add_gradients(sums, g[u], to_compute(v[u]), n);
         store(x_slot, v[u]);
         store(dy_slot, g[u]);
       }
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(256, 2)
         g[u] = load(reinterpret_cast<const Access*>(dy + offsets[u]));
       }
 #pragma unroll
-      for (int u = 0; u < kCount; ++u) add_gradients(sums, g[u], v[u], n);
+      for (int u = 0; u < kCount; ++u) add_gradients(sums, g[u], to_compute(v[u]), n);
     });
     GradSums<A> r[K] = {};
 #pragma unroll
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(256, 2)
     if (int(threadIdx.x) < team.width && c < d.of.channels) {
       const Normalisation<A> n = read_statistics<T>(statistics, d.of.channels, c);
       if (team.split == 0) write_gradients<T>(total, n.invstd, c, dweight, dbias);
-      scratch.steps[threadIdx.x] = {n.centre, n.delta, n.invstd * read_value_or<T>(weight, c, A(1)), total.dy / count,
+      scratch.steps[threadIdx.x] = {n.centre, n.delta, scale_of<T>(n, c, weight), total.dy / count,
                                     slope_of(total, count, n.invstd)};
     }
     BackwardStep<A> steps[K];
@@ -287,7 +287,8 @@ __global__ void __launch_bounds__(256, 2)
       constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
 #pragma unroll
       for (int u = 0; u < kCount; ++u, x_slot += blockDim.x, dy_slot += blockDim.x)
-        store_streaming(reinterpret_cast<Access*>(dx + offsets[u]), input_gradient(load(dy_slot), load(x_slot), steps));
+        store_streaming(reinterpret_cast<Access*>(dx + offsets[u]),
+                        from_compute(input_gradient(load(dy_slot), to_compute(load(x_slot)), steps)));
     });
     walk.template for_each<kAtOnce>([&](const auto& offsets) {
       constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
@@ -299,7 +300,8 @@ __global__ void __launch_bounds__(256, 2)
       }
 #pragma unroll
       for (int u = 0; u < kCount; ++u)
-        store_streaming(reinterpret_cast<Access*>(dx + offsets[u]), input_gradient(g[u], v[u], steps));
+        store_streaming(reinterpret_cast<Access*>(dx + offsets[u]),
+                        from_compute(input_gradient(g[u], to_compute(v[u]), steps)));
     });
   };
   for_each_group(d, gather, finish);

@@ -105,6 +105,7 @@ BatchNormPlan grid_plan(const BatchNormProblem& p, const DeviceLimits& limits, T
   const int vector = 16 / p.element_bytes;
   if (p.pass != BatchNormPass::train && p.pass != BatchNormPass::train_backward)
     return refused(tier, "evaluation reads each tensor once as it is");
+  if (p.fused) return refused(tier, "no kernel computes an epilogue so");
   if (p.element_bytes > 4) return refused(tier, "fp64 is streamed");
   if (!p.aligned) return refused(tier, "the tensors are not aligned to 16 bytes");
   if ((s.rows ? s.channels : s.size) % vector != 0)

@@ -37,9 +37,13 @@ __device__ __forceinline__ compute_t<T> read_value_or(const ChannelValues& value
 template <class A>
 struct Normalisation {
   A centre, delta, invstd;
-
-  __device__ __forceinline__ A deviation(A x) const { return (x - centre) - delta; }
 };
+// What a channel's deviations from the mean are multiplied with.
+template <class T>
+__device__ __forceinline__ compute_t<T> scale_of(const Normalisation<compute_t<T>>& n, int64_t c,
+                                                 const ChannelValues& weight) {
+  return n.invstd * read_value_or<T>(weight, c, compute_t<T>(1));
+}
 template <class T>
 __device__ __forceinline__ Normalisation<compute_t<T>> read_statistics(const ChannelStatistics& s, int64_t channels,
                                                                        int64_t channel) {
@@ -62,10 +66,9 @@ class MomentSums {
   using A = compute_t<T>;
 
   __device__ __forceinline__ bool empty() const { return count_ == 0; }
-  __device__ __forceinline__ void start(const Vector<T, V>& first) { shift_ = to_compute(first); }
-  __device__ __forceinline__ void add(const Vector<T, V>& v) {
+  __device__ __forceinline__ void start(const Values<T, V>& first) { shift_ = first; }
+  __device__ __forceinline__ void add(const Values<T, V>& x) {
     ++count_;
-    const Values<T, V> x = to_compute(v);
 #pragma unroll
     for (int e = 0; e < V; ++e) {
       const A difference = x.value[e] - shift_.value[e];
@@ -132,7 +135,7 @@ __device__ __forceinline__ ForwardStep<compute_t<T>> forward_step(const Normalis
                                                                   const ChannelValues& weight,
                                                                   const ChannelValues& bias) {
   using A = compute_t<T>;
-  return {n.centre, n.delta, n.invstd * read_value_or<T>(weight, c, A(1)), read_value_or<T>(bias, c, A(0))};
+  return {n.centre, n.delta, scale_of<T>(n, c, weight), read_value_or<T>(bias, c, A(0))};
 }
 template <class T, int V, int K>
 __device__ __forceinline__ Vector<T, V> normalised(const Vector<T, V>& x, const ForwardStep<compute_t<T>> (&steps)[K]) {
@@ -156,14 +159,15 @@ FASTREG_HD GradSums<A> merge(const GradSums<A>& a, const GradSums<A>& b) {
   return {a.dy + b.dy, a.dy_x + b.dy_x};
 }
 
-template <class T, int V, int K>
+// Step: Normalisation or ForwardStep.
+template <class T, int V, class Step, int K>
 __device__ __forceinline__ void add_gradients(GradSums<compute_t<T>> (&sums)[V], const Vector<T, V>& dy,
-                                              const Vector<T, V>& x, const Normalisation<compute_t<T>> (&n)[K]) {
-  const Values<T, V> values = to_compute(x), gradients = to_compute(dy);
+                                              const Values<T, V>& values, const Step (&n)[K]) {
+  const Values<T, V> gradients = to_compute(dy);
 #pragma unroll
   for (int e = 0; e < V; ++e) {
     sums[e].dy += gradients.value[e];
-    sums[e].dy_x += gradients.value[e] * n[e % K].deviation(values.value[e]);
+    sums[e].dy_x += gradients.value[e] * ((values.value[e] - n[e % K].centre) - n[e % K].delta);
   }
 }
 
@@ -183,17 +187,24 @@ template <class A>
 __device__ __forceinline__ A slope_of(const GradSums<A>& total, A count, A invstd) {
   return total.dy_x / count * invstd * invstd;
 }
-template <class T, int V, int K>
-__device__ __forceinline__ Vector<T, V> input_gradient(const Vector<T, V>& dy, const Vector<T, V>& x,
-                                                       const BackwardStep<compute_t<T>> (&steps)[K]) {
+template <class T, int V, class Step, int K>
+__device__ __forceinline__ Values<T, V> input_gradient(const Vector<T, V>& dy, const Values<T, V>& values,
+                                                       const Step (&steps)[K]) {
   Values<T, V> gradients = to_compute(dy);
-  const Values<T, V> values = to_compute(x);
 #pragma unroll
   for (int e = 0; e < V; ++e) {
     const BackwardStep<compute_t<T>>& s = steps[e % K];
     gradients.value[e] = ((gradients.value[e] - s.mean) - ((values.value[e] - s.centre) - s.delta) * s.slope) * s.scale;
   }
-  return from_compute(gradients);
+  return gradients;
+}
+// dx in evaluation, where the statistics are constants: dy times scale(e), whatever x is.
+template <class T, int V, class Scale>
+__device__ __forceinline__ Values<T, V> scaled(const Vector<T, V>& dy, Scale&& scale) {
+  Values<T, V> gradients = to_compute(dy);
+#pragma unroll
+  for (int e = 0; e < V; ++e) gradients.value[e] *= scale(e);
+  return gradients;
 }
 
 }  // namespace fastreg

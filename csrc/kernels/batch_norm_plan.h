@@ -36,6 +36,7 @@ struct BatchNormProblem {
   int element_bytes;
   bool aligned;  // all tensors start at multiples of 16 bytes
   BatchNormPass pass;
+  bool fused = false;  // with an epilogue
 };
 
 constexpr int kClusterSizes = 5;  // of 1, 2, 4, 8 and 16 blocks

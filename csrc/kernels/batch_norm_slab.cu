@@ -1,37 +1,9 @@
-// Launches of the slab kernels.
+// The slab kernels, as they are.
 #include <algorithm>
 
-#include "batch_norm_slab.cuh"
-#include "batch_norm_tiers.h"
+#include "batch_norm_slab_launch.cuh"
 
 namespace fastreg {
-
-namespace {
-
-template <class T>
-SlabDivision division_for(const BatchNormPlan& plan, const BatchNormShape& s) {
-  SlabDivision d;
-  d.channels = s.channels;
-  d.size = s.size;
-  d.planes = int(s.planes);
-  d.group = int(plan.channels_per_block);
-  d.items = int((s.channels + d.group - 1) / d.group);
-  d.tile_vectors = int(slab_share(s.planes, d.group * s.size / kVector<T>, d.group > 1, plan.cluster));
-  d.buffers = plan.buffers;
-  return d;
-}
-
-LaunchConfig config_for(const BatchNormPlan& plan, const Device& device) {
-  LaunchConfig config;
-  config.grid = dim3(unsigned(plan.blocks));
-  config.block = dim3(unsigned(plan.threads));
-  config.shared_bytes = size_t(plan.shared_bytes);
-  config.cluster = unsigned(plan.cluster);
-  config.stream = device.stream;
-  return config;
-}
-
-}  // namespace
 
 cudaError_t query_device_limits(int device, DeviceLimits* limits) {
   cudaError_t error = cudaSuccess;
@@ -50,7 +22,7 @@ cudaError_t query_device_limits(int device, DeviceLimits* limits) {
   limits->clusters[0] = limits->multiprocessors;
   const bool has_clusters = limits->compute_capability >= 90 && get(cudaDevAttrClusterLaunch) != 0;
   if (error != cudaSuccess || !has_clusters) return error;
-  const auto kernel = batch_norm_slab_train_kernel<float, kVector<float>, false>;
+  const auto kernel = batch_norm_slab_train_kernel<float, kVector<float>, false, NoEpilogue>;
   bool knows_clusters = false;
   error = is_compiled_for(90, kernel, &knows_clusters);
   if (error != cudaSuccess || !knows_clusters) return error;
@@ -68,37 +40,8 @@ cudaError_t query_device_limits(int device, DeviceLimits* limits) {
   return cudaSuccess;
 }
 
-template <class T>
-cudaError_t launch_slab_train(const BatchNormPlan& plan, const T* x, T* y, const BatchNormShape& shape,
-                              const ChannelValues& weight, const ChannelValues& bias,
-                              const ChannelStatistics& statistics, const RunningUpdate& running,
-                              const Workspace& workspace, const Device& device) {
-  const auto kernel = plan.channels_per_block > 1 ? batch_norm_slab_train_kernel<T, kVector<T>, true>
-                                                  : batch_norm_slab_train_kernel<T, kVector<T>, false>;
-  return launch(config_for(plan, device), kernel, x, y, division_for<T>(plan, shape), weight, bias, statistics, running,
-                workspace.tickets);
-}
-
-template <class T>
-cudaError_t launch_slab_backward(const BatchNormPlan& plan, const T* dy, const T* x, T* dx, const BatchNormShape& shape,
-                                 const ChannelValues& weight, const ChannelStatistics& statistics,
-                                 const ChannelValues& dweight, const ChannelValues& dbias, const Device& device) {
-  const auto kernel = plan.channels_per_block > 1 ? batch_norm_slab_backward_kernel<T, kVector<T>, true>
-                                                  : batch_norm_slab_backward_kernel<T, kVector<T>, false>;
-  return launch(config_for(plan, device), kernel, dy, x, dx, division_for<T>(plan, shape), weight, statistics, dweight,
-                dbias);
-}
-
-#define FASTREG_INSTANTIATE(T)                                                                                    \
-  template cudaError_t launch_slab_train(const BatchNormPlan&, const T*, T*, const BatchNormShape&,               \
-                                         const ChannelValues&, const ChannelValues&, const ChannelStatistics&,    \
-                                         const RunningUpdate&, const Workspace&, const Device&);                  \
-  template cudaError_t launch_slab_backward(const BatchNormPlan&, const T*, const T*, T*, const BatchNormShape&,  \
-                                            const ChannelValues&, const ChannelStatistics&, const ChannelValues&, \
-                                            const ChannelValues&, const Device&)
-FASTREG_INSTANTIATE(float);
-FASTREG_INSTANTIATE(half);
-FASTREG_INSTANTIATE(bfloat16);
-#undef FASTREG_INSTANTIATE
+FASTREG_INSTANTIATE_SLAB(float, NoEpilogue);
+FASTREG_INSTANTIATE_SLAB(half, NoEpilogue);
+FASTREG_INSTANTIATE_SLAB(bfloat16, NoEpilogue);
 
 }  // namespace fastreg

@@ -14,7 +14,8 @@
 //
 // Numerics. fp32. Each partial result is centred on a value of its own, see Centred.
 //
-// Bytes per element, s = sizeof(T): forward 2 s, backward 3 s.
+// Bytes per element, s = sizeof(T): forward 2 s, backward 3 s. With an epilogue the gradient of z takes dy's place in
+// the tile: what that depends on is read once.
 #pragma once
 
 #include "async_copy.h"
@@ -23,6 +24,7 @@
 #include "batch_norm_slab.h"
 #include "cluster.h"
 #include "device.h"
+#include "epilogue.cuh"
 #include "grid_sync.h"
 #include "memory.h"
 #include "vector.h"
@@ -95,21 +97,14 @@ class SlabWalk {
   // time.
   template <class F>
   __device__ __forceinline__ void for_each(F&& f) const {
-    int64_t offset = offset_;
-    int within = within_, place = int(threadIdx.x);
+    Position at = start();
     const auto batch = [&](auto& places, auto& offsets) {
       constexpr int kCount = sizeof(places) / sizeof(places[0]);
 #pragma unroll
       for (int u = 0; u < kCount; ++u) {
-        places[u] = place;
-        offsets[u] = offset;
-        place += step_;
-        offset += stride_;
-        within += within_step_;
-        if (within >= run_) {
-          within -= run_;
-          offset += carry_;
-        }
+        places[u] = at.place;
+        offsets[u] = at.offset;
+        advance(at);
       }
       f(places, offsets);
     };
@@ -126,7 +121,57 @@ class SlabWalk {
     }
   }
 
+  // fetch(offset) for a number of vectors, then use(what was fetched, place, offset) for each of these. kRolled: the
+  // code of `use` is there once, for what is long.
+  template <bool kRolled, class Fetch, class Use>
+  __device__ __forceinline__ void for_each_fetched(Fetch&& fetch, Use&& use) const {
+    using Fetched = decltype(fetch(int64_t()));
+    if constexpr (kRolled) {
+      constexpr int kAtOnce = kGrouped && V > 4 ? 1 : 2;  // registers
+      Position ahead = start(), at = ahead;
+      for (int left = count_; left > 0; left -= kAtOnce) {
+        Fetched fetched[kAtOnce];
+        const int count = left < kAtOnce ? left : kAtOnce;
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) {
+          if (u >= count) break;
+          fetched[u] = fetch(ahead.offset);
+          advance(ahead);
+        }
+#pragma unroll 1
+        for (int u = 0; u < count; ++u) {
+          use(fetched[0], at.place, at.offset);
+          advance(at);
+#pragma unroll
+          for (int later = 1; later < kAtOnce; ++later) fetched[later - 1] = fetched[later];
+        }
+      }
+    } else {
+      for_each([&](const auto& places, const auto& offsets) {
+        constexpr int kCount = sizeof(places) / sizeof(places[0]);
+#pragma unroll
+        for (int u = 0; u < kCount; ++u) use(fetch(offsets[u]), places[u], offsets[u]);
+      });
+    }
+  }
+
  private:
+  // Of a vector: its place in the tile, its offset in memory, and its number within the run.
+  struct Position {
+    int place, within;
+    int64_t offset;
+  };
+  __device__ __forceinline__ Position start() const { return {int(threadIdx.x), within_, offset_}; }
+  __device__ __forceinline__ void advance(Position& at) const {
+    at.place += step_;
+    at.offset += stride_;
+    at.within += within_step_;
+    if (at.within >= run_) {
+      at.within -= run_;
+      at.offset += carry_;
+    }
+  }
+
   int64_t channel_, offset_, stride_, carry_;
   int channels_, size_, run_, rows_, step_, count_, within_, within_step_;
 };
@@ -246,18 +291,19 @@ class SlabMoments {
  public:
   using A = compute_t<T>;
 
-  __device__ __forceinline__ SlabMoments(const SlabWalk<V, kGrouped>& walk, const Vector<T, V>* tile)
-      : boundary_(walk.boundary()), count_(walk.count()) {
+  // input(v): the values of the vector.
+  template <bool kRolled, class Input>
+  __device__ __forceinline__ void gather(const SlabWalk<V, kGrouped>& walk, const Vector<T, V>* tile, Input&& input) {
     if (count_ == 0) return;
-    const Values<T, V> first = to_compute(tile[threadIdx.x]);
+    const Values<T, V> first = input(tile[threadIdx.x]);
 #pragma unroll
     for (int e = 0; e < V; ++e) shift_[e] = !kGrouped || e < boundary_ ? first.value[0] : first.value[V - 1];
-    walk.for_each([&](const auto& places, const auto&) {
-      constexpr int kCount = sizeof(places) / sizeof(places[0]);
-#pragma unroll
-      for (int u = 0; u < kCount; ++u) add(to_compute(tile[places[u]]));
-    });
+    walk.template for_each_fetched<kRolled>([](int64_t) { return 0; },
+                                            [&](int, int place, int64_t) { add(input(tile[place])); });
   }
+
+  __device__ __forceinline__ explicit SlabMoments(const SlabWalk<V, kGrouped>& walk)
+      : boundary_(walk.boundary()), count_(walk.count()) {}
 
   // Of its first and its next channel.
   __device__ __forceinline__ void results(Centred<A> (&r)[2]) const {
@@ -290,15 +336,16 @@ class SlabMoments {
   int boundary_, count_;
 };
 
-template <class T, int V, bool kGrouped>
+template <class T, int V, bool kGrouped, class E>
 __global__ void __launch_bounds__(kSlabThreads, 1)
     batch_norm_slab_train_kernel(const T* x, T* y, SlabDivision d, ChannelValues weight, ChannelValues bias,
-                                 ChannelStatistics statistics, RunningUpdate running, unsigned* ticket) {
+                                 ChannelStatistics statistics, RunningUpdate running, unsigned* ticket, E epilogue) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
   using Walk = SlabWalk<V, kGrouped>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
   const SlabMemory<Centred<A>, ForwardStep<A>> memory(shared, d, kGrouped);
+  const Stages<T, E> stages(epilogue);
   const A factor = running_factor<A>(running);
 
   const auto copy = [&](const Walk& walk, Access* tile) {
@@ -311,7 +358,9 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
   for_each_item<V, kGrouped>(
       d, static_cast<Access*>(memory.tiles), 1, copy, [&](const Walk& walk, const Access* tile, int parity) {
         Centred<A> own[2];
-        SlabMoments<T, V, kGrouped>(walk, tile).results(own);
+        SlabMoments<T, V, kGrouped> moments(walk);
+        moments.template gather<is_fused<E>>(walk, tile, [&](const Access& v) { return stages.input(v); });
+        moments.results(own);
         reduce_item(walk, own, memory.entries, memory.partials + parity * d.group, [&](int c, const Centred<A>& total) {
           const int64_t channel = walk.channel() + c;
           const Normalisation<A> n = normalisation_of(total.centre, total.moments, statistics.eps);
@@ -320,12 +369,12 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
             write_statistics<T>(n, total.moments, d.channels, channel, statistics, running, factor);
         });
         const PerElement<V, kGrouped, ForwardStep<A>> steps(walk, [&](int c) { return memory.steps[c]; });
-        walk.for_each([&](const auto& places, const auto& offsets) {
-          constexpr int kCount = sizeof(places) / sizeof(places[0]);
-#pragma unroll
-          for (int u = 0; u < kCount; ++u)
-            store_streaming(reinterpret_cast<Access*>(y + offsets[u]), normalised(tile[places[u]], steps.value));
-        });
+        walk.template for_each_fetched<is_fused<E>>(
+            [&](int64_t offset) { return stages.template forward_operands<V>(offset); },
+            [&](const auto& operands, int place, int64_t offset) {
+              store_streaming(reinterpret_cast<Access*>(y + offset),
+                              stages.output(tile[place], operands, offset, steps.value));
+            });
       });
 
   // The count is incremented when all blocks have read it, if they do.
@@ -336,15 +385,17 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
 
 // ---- Backward ----
 
-template <class T, int V, bool kGrouped>
+template <class T, int V, bool kGrouped, class E>
 __global__ void __launch_bounds__(kSlabThreads, 1)
     batch_norm_slab_backward_kernel(const T* dy, const T* x, T* dx, SlabDivision d, ChannelValues weight,
-                                    ChannelStatistics statistics, ChannelValues dweight, ChannelValues dbias) {
+                                    ChannelStatistics statistics, ChannelValues dweight, ChannelValues dbias,
+                                    E epilogue) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
   using Walk = SlabWalk<V, kGrouped>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
   const SlabMemory<GradSums<A>, BackwardStep<A>> memory(shared, d, kGrouped);
+  const Stages<T, E> stages(epilogue);
   const A count = A(int64_t(d.planes) * d.size);
 
   const auto copy = [&](const Walk& walk, Access* tile) {
@@ -358,20 +409,28 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
     });
   };
   for_each_item<V, kGrouped>(
-      d, static_cast<Access*>(memory.tiles), 2, copy, [&](const Walk& walk, const Access* tile, int parity) {
-        const Access *const tile_x = tile, *const tile_dy = tile + d.tile_vectors;
+      d, static_cast<Access*>(memory.tiles), 2, copy, [&](const Walk& walk, Access* tile, int parity) {
+        const Access* const tile_x = tile;
+        Access* const tile_dy = tile + d.tile_vectors;
         const auto statistics_of = [&](int c) {
           return read_statistics<T>(statistics, d.channels, walk.channel() + c);
         };
         GradSums<A> own[2] = {};
         {
-          const PerElement<V, kGrouped, Normalisation<A>> n(walk, statistics_of);
+          const PerElement<V, kGrouped, typename Stages<T, E>::SumStep> n(
+              walk, [&](int c) { return stages.sum_step(statistics_of(c), walk.channel() + c, weight, false); });
           GradSums<A> sums[V] = {};
-          walk.for_each([&](const auto& places, const auto&) {
-            constexpr int kCount = sizeof(places) / sizeof(places[0]);
-#pragma unroll
-            for (int u = 0; u < kCount; ++u) add_gradients(sums, tile_dy[places[u]], tile_x[places[u]], n.value);
-          });
+          walk.template for_each_fetched<is_fused<E>>(
+              [&](int64_t offset) { return stages.template backward_operands<V>(offset); },
+              [&](const auto& operands, int place, int64_t offset) {
+                const Values<T, V> values = stages.input(tile_x[place]);
+                const Access gradient = stages.argument_gradient(tile_dy[place], values, operands, offset, n.value);
+                if constexpr (is_fused<E>) {
+                  stages.store_residual_gradient(offset, gradient);
+                  tile_dy[place] = gradient;
+                }
+                add_gradients(sums, gradient, values, n.value);
+              });
 #pragma unroll
           for (int e = 0; e < V; ++e) {
             const bool next = kGrouped && e >= walk.boundary();
@@ -382,19 +441,19 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
         reduce_item(walk, own, memory.entries, memory.partials + parity * d.group, [&](int c, const GradSums<A>& sums) {
           const int64_t channel = walk.channel() + c;
           const Normalisation<A> n = statistics_of(c);
-          memory.steps[c] = {n.centre, n.delta, n.invstd * read_value_or<T>(weight, channel, A(1)), sums.dy / count,
+          memory.steps[c] = {n.centre, n.delta, scale_of<T>(n, channel, weight), sums.dy / count,
                              slope_of(sums, count, n.invstd)};
           if (cluster_rank() == 0) write_gradients<T>(sums, n.invstd, channel, dweight, dbias);
         });
         if (dx == nullptr) return;
         const PerElement<V, kGrouped, BackwardStep<A>> steps(walk, [&](int c) { return memory.steps[c]; });
-        walk.for_each([&](const auto& places, const auto& offsets) {
-          constexpr int kCount = sizeof(places) / sizeof(places[0]);
-#pragma unroll
-          for (int u = 0; u < kCount; ++u)
-            store_streaming(reinterpret_cast<Access*>(dx + offsets[u]),
-                            input_gradient(tile_dy[places[u]], tile_x[places[u]], steps.value));
-        });
+        walk.template for_each_fetched<is_fused<E>>(
+            [](int64_t) { return 0; },
+            [&](int, int place, int64_t offset) {
+              const Values<T, V> values = stages.input(tile_x[place]);
+              store_streaming(reinterpret_cast<Access*>(dx + offset),
+                              stages.through_input(input_gradient(tile_dy[place], values, steps.value), tile_x[place]));
+            });
       });
 }
 

@@ -1,87 +1,14 @@
-// Division of the work, choice of the streamed batch norm kernels, and their launches.
-#include <algorithm>
-
-#include "batch_norm_streamed.cuh"
+// The streamed batch norm kernels, as they are.
+#include "batch_norm_streamed_launch.cuh"
 
 namespace fastreg {
 
-namespace {
-
-constexpr int kWidestColumns = 32;  // threads side by side: 512 bytes of a row
-constexpr int kBlocksPerProcessor = 8;
-constexpr int64_t kMostSplits = 1024;
-constexpr int64_t kLeastVectors = 8;  // that a thread should get, before a channel is divided among more blocks
-
-struct Plan {
-  Division division;
-  dim3 grid;
-};
-
-Plan plan_for(const BatchNormShape& s, int vector, const Device& device) {
-  Division d;
-  d.channels = s.channels;
-  d.columns = 1;
-  int64_t groups = s.channels;
-  if (s.rows) {
-    const int64_t row_vectors = s.channels / vector;
-    while (d.columns < kWidestColumns && d.columns < row_vectors) d.columns *= 2;
-    groups = (row_vectors + d.columns - 1) / d.columns;
-    d.plane_vectors = 0;
-    d.length = s.per_channel();
-  } else {
-    d.plane_vectors = s.size / vector;
-    d.length = s.planes * d.plane_vectors;
-  }
-  const int64_t per_step = device.threads / d.columns;
-  const int64_t useful = (d.length + per_step * kLeastVectors - 1) / (per_step * kLeastVectors);
-  const int64_t wanted = int64_t(device.multiprocessors) * kBlocksPerProcessor / groups;
-  const int64_t splits = std::max<int64_t>(1, std::min({useful, wanted, kMostSplits}));
-  d.split_length = (d.length + splits - 1) / splits;
-  return {d, dim3(unsigned(groups), unsigned((d.length + d.split_length - 1) / d.split_length))};
-}
-
-LaunchConfig config_for(const Plan& plan, const Device& device, size_t shared_bytes = 0) {
-  LaunchConfig config;
-  config.grid = plan.grid;
-  config.block = dim3(unsigned(device.threads));
-  config.shared_bytes = shared_bytes;
-  config.stream = device.stream;
-  return config;
-}
-
-// f(V, kRows) with the widest vector that the layout and the pointers admit.
-template <class T, class F>
-cudaError_t with_access(const BatchNormShape& s, bool all_aligned, F&& f) {
-  using std::bool_constant;
-  using std::integral_constant;
-  constexpr int kWide = kVector<T>;
-  const bool wide = all_aligned && (s.rows ? s.channels : s.size) % kWide == 0;
-  if (s.rows)
-    return wide ? f(integral_constant<int, kWide>{}, bool_constant<true>{})
-                : f(integral_constant<int, 1>{}, bool_constant<true>{});
-  return wide ? f(integral_constant<int, kWide>{}, bool_constant<false>{})
-              : f(integral_constant<int, 1>{}, bool_constant<false>{});
-}
-
-template <class T>
-cudaError_t launch_normalize(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
-                             const ChannelValues& bias, const ChannelStatistics& statistics,
-                             int64_t* num_batches_tracked, const Device& device) {
-  return with_access<T>(shape, is_aligned(x) && is_aligned(y), [&](auto v, auto rows) {
-    const Plan plan = plan_for(shape, v, device);
-    return launch(config_for(plan, device), batch_norm_normalize_kernel<T, v, rows>, x, y, plan.division, weight, bias,
-                  statistics, num_batches_tracked);
-  });
-}
-
-}  // namespace
-
 WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shape, const Device& device) {
-  // The most that either vector width asks for.
+  // The most that any vector width asks for.
   WorkspaceSize size = {0, 0};
-  for (const int vector : {1, 16 / element_bytes}) {
-    if ((shape.rows ? shape.channels : shape.size) % vector != 0) continue;
-    const Plan plan = plan_for(shape, vector, device);
+  for (const int vector : {1, streamed::kMostChannels, 16 / element_bytes}) {
+    if (vector * element_bytes > 16 || (shape.rows ? shape.channels : shape.size) % vector != 0) continue;
+    const streamed::Plan plan = streamed::plan_for(shape, vector, device);
     if (plan.grid.y == 1) continue;  // no channel is divided: there is nothing to hand over
     const int64_t pair_bytes = 2 * std::max(element_bytes, int(sizeof(float)));
     size.partial_bytes = std::max(size.partial_bytes, int64_t(plan.grid.y) * shape.channels * pair_bytes);
@@ -90,86 +17,9 @@ WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shap
   return size;
 }
 
-template <class T>
-cudaError_t launch_batch_norm_statistics(const T* x, const BatchNormShape& shape, const ChannelStatistics& statistics,
-                                         const RunningUpdate& running, const Workspace& workspace,
-                                         const Device& device) {
-  return with_access<T>(shape, is_aligned(x), [&](auto v, auto rows) {
-    const Plan plan = plan_for(shape, v, device);
-    const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(Moments<compute_t<T>>);
-    return launch(config_for(plan, device, shared), batch_norm_moments_kernel<T, v, rows>, x, plan.division, statistics,
-                  running, workspace);
-  });
-}
-
-template <class T>
-cudaError_t launch_batch_norm_train(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
-                                    const ChannelValues& bias, const ChannelStatistics& statistics,
-                                    const RunningUpdate& running, const Workspace& workspace, const Device& device) {
-  const cudaError_t error = launch_batch_norm_statistics(x, shape, statistics, running, workspace, device);
-  if (error != cudaSuccess) return error;
-  return launch_normalize(x, y, shape, weight, bias, statistics, running.num_batches_tracked, device);
-}
-
-template <class T>
-cudaError_t launch_batch_norm_eval(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
-                                   const ChannelValues& bias, const ChannelStatistics& statistics,
-                                   const Device& device) {
-  return launch_normalize(x, y, shape, weight, bias, statistics, nullptr, device);
-}
-
-template <class T>
-cudaError_t launch_batch_norm_grad_input(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
-                                         const ChannelValues& weight, const ChannelStatistics& statistics,
-                                         const void* coefficients, const Device& device) {
-  return with_access<T>(shape, is_aligned(x) && is_aligned(dy) && is_aligned(dx), [&](auto v, auto rows) {
-    const Plan plan = plan_for(shape, v, device);
-    return launch(config_for(plan, device), batch_norm_grad_input_kernel<T, v, rows>, dy, x, dx, plan.division, weight,
-                  statistics, static_cast<const compute_t<T>*>(coefficients));
-  });
-}
-
-template <class T>
-cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
-                                       const ChannelValues& weight, const ChannelStatistics& statistics,
-                                       const ChannelValues& dweight, const ChannelValues& dbias, void* coefficients,
-                                       const Workspace& workspace, const Device& device) {
-  using A = compute_t<T>;
-  A* const both = static_cast<A*>(coefficients);
-  const bool training = statistics.stats != nullptr;
-  if (training || dweight.data != nullptr || dbias.data != nullptr) {
-    T* const dx_here = training ? nullptr : dx;
-    const bool aligned = is_aligned(x) && is_aligned(dy) && is_aligned(dx_here);
-    const cudaError_t error = with_access<T>(shape, aligned, [&](auto v, auto rows) {
-      const Plan plan = plan_for(shape, v, device);
-      const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(GradSums<A>);
-      return launch(config_for(plan, device, shared), batch_norm_grad_sums_kernel<T, v, rows>, dy, x, dx_here,
-                    plan.division, weight, statistics, dweight, dbias, both, workspace);
-    });
-    if (error != cudaSuccess || !training) return error;
-  }
-  if (dx == nullptr) return cudaSuccess;
-  return launch_batch_norm_grad_input(dy, x, dx, shape, weight, statistics, both, device);
-}
-
-#define FASTREG_INSTANTIATE(T)                                                                                         \
-  template cudaError_t launch_batch_norm_statistics(const T*, const BatchNormShape&, const ChannelStatistics&,         \
-                                                    const RunningUpdate&, const Workspace&, const Device&);            \
-  template cudaError_t launch_batch_norm_grad_input(const T*, const T*, T*, const BatchNormShape&,                     \
-                                                    const ChannelValues&, const ChannelStatistics&, const void*,       \
-                                                    const Device&);                                                    \
-  template cudaError_t launch_batch_norm_train(const T*, T*, const BatchNormShape&, const ChannelValues&,              \
-                                               const ChannelValues&, const ChannelStatistics&, const RunningUpdate&,   \
-                                               const Workspace&, const Device&);                                       \
-  template cudaError_t launch_batch_norm_eval(const T*, T*, const BatchNormShape&, const ChannelValues&,               \
-                                              const ChannelValues&, const ChannelStatistics&, const Device&);          \
-  template cudaError_t launch_batch_norm_backward(const T*, const T*, T*, const BatchNormShape&, const ChannelValues&, \
-                                                  const ChannelStatistics&, const ChannelValues&,                      \
-                                                  const ChannelValues&, void*, const Workspace&, const Device&)
-FASTREG_INSTANTIATE(float);
-FASTREG_INSTANTIATE(double);
-FASTREG_INSTANTIATE(half);
-FASTREG_INSTANTIATE(bfloat16);
-#undef FASTREG_INSTANTIATE
+FASTREG_INSTANTIATE_STREAMED(float, NoEpilogue);
+FASTREG_INSTANTIATE_STREAMED(double, NoEpilogue);
+FASTREG_INSTANTIATE_STREAMED(half, NoEpilogue);
+FASTREG_INSTANTIATE_STREAMED(bfloat16, NoEpilogue);
 
 }  // namespace fastreg

@@ -18,7 +18,8 @@
 // relative to the channel's centre, its first element.
 //
 // Bytes per element, s = sizeof(T): training forward 3 s (two reads, one write), backward 5 s (dy and x read twice, dx
-// written); evaluation 2 s, backward in one launch 3 s, without the parameters' gradients 2 s.
+// written); evaluation 2 s, backward in one launch 3 s, without the parameters' gradients 2 s. With an epilogue, see
+// there, the last is 3 s, too.
 #pragma once
 
 #include "batch_norm.h"
@@ -26,34 +27,38 @@
 #include "channel_reduction.cuh"
 #include "channel_walk.cuh"
 #include "device.h"
+#include "epilogue.cuh"
 #include "memory.h"
 
 namespace fastreg {
 
+// Vectors in flight. Fused stages need registers.
+template <class E, int kPlain, int kFused = 2>
+constexpr int kStreamed = is_fused<E> ? kFused : kPlain;
+
 // ---- Forward ----
 
-template <class T, int V, bool kRows>
+template <class T, int V, bool kRows, class E>
 __global__ void __launch_bounds__(256, 2)
     batch_norm_moments_kernel(const T* x, Division d, ChannelStatistics statistics, RunningUpdate running,
-                              Workspace workspace) {
+                              Workspace workspace, E epilogue) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
   Walk<V, kRows> walk(d);
   constexpr int K = Walk<V, kRows>::kChannels;
+  const Stages<T, E> stages(epilogue);
 
   MomentSums<T, V> sums;
-  walk.for_each([&](const auto& offsets) {
-    constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-    Access v[kCount];
-#pragma unroll
-    for (int u = 0; u < kCount; ++u) v[u] = load(reinterpret_cast<const Access*>(x + offsets[u]));
-    if (sums.empty()) sums.start(v[0]);
-#pragma unroll
-    for (int u = 0; u < kCount; ++u) sums.add(v[u]);
-  });
+  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kInFlight>>(
+      [&](int64_t offset) { return load(reinterpret_cast<const Access*>(x + offset)); },
+      [&](const Access& v, int u) {
+        const Values<T, V> values = stages.input(v);
+        if (u == 0 && sums.empty()) sums.start(values);
+        sums.add(values);
+      });
 
   Values<T, K> centre = {};
-  if (walk.channel(0) < d.channels) centre = to_compute(load(walk.centres(x)));
+  if (walk.channel(0) < d.channels) centre = stages.input(load(walk.centres(x)));
   Moments<A> r[K];
   sums.moments(centre, r);
 
@@ -67,10 +72,10 @@ __global__ void __launch_bounds__(256, 2)
 }
 
 // num_batches_tracked, if not null, is incremented here: the kernel before has read it, in all its blocks.
-template <class T, int V, bool kRows>
+template <class T, int V, bool kRows, class E>
 __global__ void __launch_bounds__(256)
     batch_norm_normalize_kernel(const T* x, T* y, Division d, ChannelValues weight, ChannelValues bias,
-                                ChannelStatistics statistics, int64_t* num_batches_tracked) {
+                                ChannelStatistics statistics, int64_t* num_batches_tracked, E epilogue) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
   if (num_batches_tracked != nullptr && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
@@ -78,6 +83,7 @@ __global__ void __launch_bounds__(256)
 
   Walk<V, kRows> walk(d);
   constexpr int K = Walk<V, kRows>::kChannels;
+  const Stages<T, E> stages(epilogue);
   if (walk.left() == 0) return;
   ForwardStep<A> steps[K];
 #pragma unroll
@@ -85,70 +91,62 @@ __global__ void __launch_bounds__(256)
     const int64_t c = walk.channel(k);
     steps[k] = forward_step<T>(read_statistics<T>(statistics, d.channels, c), c, weight, bias);
   }
-  walk.for_each([&](const auto& offsets) {
-    constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-    Access v[kCount];
-#pragma unroll
-    for (int u = 0; u < kCount; ++u) v[u] = load_streaming(reinterpret_cast<const Access*>(x + offsets[u]));
-#pragma unroll
-    for (int u = 0; u < kCount; ++u)
-      store_streaming(reinterpret_cast<Access*>(y + offsets[u]), normalised(v[u], steps));
-  });
+  struct Fetched {
+    Access x;
+    typename Stages<T, E>::template Operands<V> operands;
+    int64_t offset;
+  };
+  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kInFlight>>(
+      [&](int64_t offset) -> Fetched {
+        return {load_streaming(reinterpret_cast<const Access*>(x + offset)),
+                stages.template forward_operands<V>(offset), offset};
+      },
+      [&](const Fetched& f, int) {
+        store_streaming(reinterpret_cast<Access*>(y + f.offset), stages.output(f.x, f.operands, f.offset, steps));
+      });
 }
 
 // ---- Backward ----
 
-// dx in evaluation, where the statistics are constants: dy times this, whatever x is.
-template <class T>
-__device__ __forceinline__ compute_t<T> scale_of(const Normalisation<compute_t<T>>& n, int64_t c,
-                                                 const ChannelValues& weight) {
-  return n.invstd * read_value_or<T>(weight, c, compute_t<T>(1));
-}
-template <class T, int V, class Scale>
-__device__ __forceinline__ Vector<T, V> scaled(const Vector<T, V>& dy, Scale&& scale) {
-  Values<T, V> gradients = to_compute(dy);
-#pragma unroll
-  for (int e = 0; e < V; ++e) gradients.value[e] *= scale(e);
-  return from_compute(gradients);
-}
-
 // coefficients: [2, channels], mean of dy, and the slope with which dx depends on x - mean. dx, if not null: written
-// here, in evaluation.
-template <class T, int V, bool kRows>
-__global__ void __launch_bounds__(256, V > 4 ? 2 : 3)
+// here, in evaluation. With an epilogue dy and x stand for the gradient of z and for pre_act(x).
+template <class T, int V, bool kRows, class E>
+__global__ void __launch_bounds__(256, V > 4 || is_fused<E> ? 2 : 3)
     batch_norm_grad_sums_kernel(const T* dy, const T* x, T* dx, Division d, ChannelValues weight,
                                 ChannelStatistics statistics, ChannelValues dweight, ChannelValues dbias,
-                                compute_t<T>* coefficients, Workspace workspace) {
+                                compute_t<T>* coefficients, Workspace workspace, E epilogue) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
   Walk<V, kRows> walk(d);
   constexpr int K = Walk<V, kRows>::kChannels;
-  Normalisation<A> n[K] = {};
+  const Stages<T, E> stages(epilogue);
+  typename Stages<T, E>::SumStep n[K] = {};
   if (walk.channel(0) < d.channels)
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      n[k] = read_statistics<T>(statistics, d.channels, walk.channel(k));
-      // The loop needs no deviation, but this, in the same register.
-      if (dx != nullptr) n[k].invstd = scale_of<T>(n[k], walk.channel(k), weight);
-    }
+    for (int k = 0; k < K; ++k)
+      n[k] = stages.sum_step(read_statistics<T>(statistics, d.channels, walk.channel(k)), walk.channel(k), weight,
+                             dx != nullptr);
 
   GradSums<A> sums[V] = {};
-  walk.for_each([&](const auto& offsets) {
-    constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-    Access v[kCount], g[kCount];
-#pragma unroll
-    for (int u = 0; u < kCount; ++u) {
-      v[u] = load(reinterpret_cast<const Access*>(x + offsets[u]));
-      g[u] = load(reinterpret_cast<const Access*>(dy + offsets[u]));
-    }
-#pragma unroll
-    for (int u = 0; u < kCount; ++u) {
-      add_gradients(sums, g[u], v[u], n);
-      if (dx != nullptr)
-        store_streaming(reinterpret_cast<Access*>(dx + offsets[u]),
-                        scaled(g[u], [&](int e) { return n[e % K].invstd; }));
-    }
-  });
+  struct Fetched {
+    Access x, dy;
+    typename Stages<T, E>::template Operands<V> operands;
+    int64_t offset;
+  };
+  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kInFlight, (V * sizeof(T) < 16 ? 3 : 2)>>(
+      [&](int64_t offset) -> Fetched {
+        return {load(reinterpret_cast<const Access*>(x + offset)), load(reinterpret_cast<const Access*>(dy + offset)),
+                stages.template backward_operands<V>(offset), offset};
+      },
+      [&](const Fetched& f, int) {
+        const Values<T, V> values = stages.input(f.x);
+        const Access gradient = stages.argument_gradient(f.dy, values, f.operands, f.offset, n);
+        stages.store_residual_gradient(f.offset, gradient);
+        add_gradients(sums, gradient, values, n);
+        if (dx != nullptr)
+          store_streaming(reinterpret_cast<Access*>(dx + f.offset),
+                          stages.through_input(scaled(gradient, [&](int e) { return stages.scale(n[e % K]); }), f.x));
+      });
 
   GradSums<A> r[K] = {};
 #pragma unroll
@@ -166,42 +164,54 @@ __global__ void __launch_bounds__(256, V > 4 ? 2 : 3)
   }
 }
 
-template <class T, int V, bool kRows>
-__global__ void __launch_bounds__(256, V > 4 ? 3 : 0)
+// dx may be null where there is an epilogue.
+template <class T, int V, bool kRows, class E>
+__global__ void __launch_bounds__(256, is_fused<E> ? 2
+                                       : V > 4     ? 3
+                                                   : 0)
     batch_norm_grad_input_kernel(const T* dy, const T* x, T* dx, Division d, ChannelValues weight,
-                                 ChannelStatistics statistics, const compute_t<T>* coefficients) {
+                                 ChannelStatistics statistics, const compute_t<T>* coefficients, E epilogue) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
-  // In evaluation x is not read.
+  // In evaluation x is not read, but for an epilogue.
   const bool training = statistics.stats != nullptr;
   Walk<V, kRows> walk(d);
   constexpr int K = Walk<V, kRows>::kChannels;
+  const Stages<T, E> stages(epilogue);
   if (walk.left() == 0) return;
-  BackwardStep<A> steps[K];
+  typename Stages<T, E>::InputStep steps[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int64_t c = walk.channel(k);
     const Normalisation<A> n = read_statistics<T>(statistics, d.channels, c);
-    steps[k] = {n.centre, n.delta, scale_of<T>(n, c, weight), training ? load(coefficients + c) : A(0),
-                training ? load(coefficients + d.channels + c) : A(0)};
+    const BackwardStep<A> step = {n.centre, n.delta, scale_of<T>(n, c, weight),
+                                  training ? load(coefficients + c) : A(0),
+                                  training ? load(coefficients + d.channels + c) : A(0)};
+    steps[k] = stages.input_step(step, c);
   }
-  const auto write = [&](const auto& offsets) {
-    constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-    Access v[kCount], g[kCount];
-#pragma unroll
-    for (int u = 0; u < kCount; ++u) {
-      if (training) v[u] = load_streaming(reinterpret_cast<const Access*>(x + offsets[u]));
-      g[u] = load_streaming(reinterpret_cast<const Access*>(dy + offsets[u]));
-    }
-#pragma unroll
-    for (int u = 0; u < kCount; ++u) {
-      const Access gradient =
-          training ? input_gradient(g[u], v[u], steps) : scaled(g[u], [&](int e) { return steps[e % K].scale; });
-      store_streaming(reinterpret_cast<Access*>(dx + offsets[u]), gradient);
-    }
+  struct Fetched {
+    Access x, dy;
+    typename Stages<T, E>::template Operands<V> operands;
+    int64_t offset;
   };
   // The steps of eight channels leave few registers: half the vectors in flight, and half as many warps more.
-  walk.template for_each<(K > 4 ? kInFlight / 2 : kInFlight)>(write);
+  constexpr int kPlain = K > 4 ? kInFlight / 2 : kInFlight;
+  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kPlain, (V * sizeof(T) < 16 ? 3 : 2)>>(
+      [&](int64_t offset) -> Fetched {
+        Access v;
+        if (training || is_fused<E>) v = load_streaming(reinterpret_cast<const Access*>(x + offset));
+        return {v, load_streaming(reinterpret_cast<const Access*>(dy + offset)),
+                stages.template backward_operands<V>(offset), offset};
+      },
+      [&](const Fetched& f, int) {
+        const Values<T, V> values = stages.input(f.x);
+        const Access gradient = stages.argument_gradient(f.dy, values, f.operands, f.offset, steps);
+        stages.store_residual_gradient(f.offset, gradient);
+        if (is_fused<E> && dx == nullptr) return;
+        const Values<T, V> gradients = training ? input_gradient(gradient, values, steps)
+                                                : scaled(gradient, [&](int e) { return steps[e % K].scale; });
+        store_streaming(reinterpret_cast<Access*>(dx + f.offset), stages.through_input(gradients, f.x));
+      });
 }
 
 }  // namespace fastreg

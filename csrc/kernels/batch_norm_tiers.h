@@ -14,15 +14,16 @@ cudaError_t query_device_limits(int device, DeviceLimits* limits);
 
 // ---- Slab and cluster; float, half, bfloat16 ----
 
-template <class T>
+template <class T, class E = NoEpilogue>
 cudaError_t launch_slab_train(const BatchNormPlan& plan, const T* x, T* y, const BatchNormShape& shape,
                               const ChannelValues& weight, const ChannelValues& bias,
                               const ChannelStatistics& statistics, const RunningUpdate& running,
-                              const Workspace& workspace, const Device& device);
-template <class T>
+                              const Workspace& workspace, const Device& device, const E& epilogue = {});
+template <class T, class E = NoEpilogue>
 cudaError_t launch_slab_backward(const BatchNormPlan& plan, const T* dy, const T* x, T* dx, const BatchNormShape& shape,
                                  const ChannelValues& weight, const ChannelStatistics& statistics,
-                                 const ChannelValues& dweight, const ChannelValues& dbias, const Device& device);
+                                 const ChannelValues& dweight, const ChannelValues& dbias, const Device& device,
+                                 const E& epilogue = {});
 
 // ---- Any ----
 
@@ -38,33 +39,34 @@ inline WorkspaceSize batch_norm_workspace(const BatchNormPlan& plan, const Batch
   return batch_norm_workspace(problem.element_bytes, problem.shape, device);
 }
 
-template <class T>
+template <class T, class E = NoEpilogue>
 cudaError_t launch_batch_norm_train(const BatchNormPlan& plan, const T* x, T* y, const BatchNormShape& shape,
                                     const ChannelValues& weight, const ChannelValues& bias,
                                     const ChannelStatistics& statistics, const RunningUpdate& running,
-                                    const Workspace& workspace, const Device& device) {
+                                    const Workspace& workspace, const Device& device, const E& epilogue = {}) {
   if constexpr (!std::is_same_v<T, double>) {
     if (is_slab(plan))
-      return launch_slab_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device);
-    if (is_grid(plan))
+      return launch_slab_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device, epilogue);
+    if (!is_fused<E> && is_grid(plan))
       return launch_grid_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device);
   }
-  return launch_batch_norm_train(x, y, shape, weight, bias, statistics, running, workspace, device);
+  return launch_batch_norm_train(x, y, shape, weight, bias, statistics, running, workspace, device, epilogue);
 }
 
-template <class T>
+template <class T, class E = NoEpilogue>
 cudaError_t launch_batch_norm_backward(const BatchNormPlan& plan, const T* dy, const T* x, T* dx,
                                        const BatchNormShape& shape, const ChannelValues& weight,
                                        const ChannelStatistics& statistics, const ChannelValues& dweight,
                                        const ChannelValues& dbias, void* coefficients, const Workspace& workspace,
-                                       const Device& device) {
+                                       const Device& device, const E& epilogue = {}) {
   if constexpr (!std::is_same_v<T, double>) {
-    if (is_slab(plan)) return launch_slab_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, device);
-    if (is_grid(plan))
+    if (is_slab(plan))
+      return launch_slab_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, device, epilogue);
+    if (!is_fused<E> && is_grid(plan))
       return launch_grid_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, workspace, device);
   }
   return launch_batch_norm_backward(dy, x, dx, shape, weight, statistics, dweight, dbias, coefficients, workspace,
-                                    device);
+                                    device, epilogue);
 }
 
 }  // namespace fastreg

@@ -85,6 +85,39 @@ class Walk {
   __device__ __forceinline__ void for_each(F&& f) {
     for_each<kAtOnce>(left_, f);
   }
+  // fetch(offset) for a number of vectors, then use(what was fetched, its place among them) for each of these, kAtOnce
+  // at a time. kRolled: the code of `use` is there once, for what is long.
+  template <bool kRolled, int kAtOnce = kInFlight, class Fetch, class Use>
+  __device__ __forceinline__ void for_each_fetched(Fetch&& fetch, Use&& use) {
+    using Fetched = decltype(fetch(int64_t()));
+    if constexpr (kRolled) {
+      while (left_ > 0) {
+        const int count = int(least(kAtOnce));
+        Fetched fetched[kAtOnce];
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) {
+          if (u >= count) break;
+          fetched[u] = fetch(offset_);
+          next();
+        }
+#pragma unroll 1
+        for (int u = 0; u < count; ++u) {
+          use(fetched[0], u);
+#pragma unroll
+          for (int later = 1; later < kAtOnce; ++later) fetched[later - 1] = fetched[later];
+        }
+      }
+    } else {
+      for_each<kAtOnce>([&](const auto& offsets) {
+        constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
+        Fetched fetched[kCount];
+#pragma unroll
+        for (int u = 0; u < kCount; ++u) fetched[u] = fetch(offsets[u]);
+#pragma unroll
+        for (int u = 0; u < kCount; ++u) use(fetched[u], u);
+      });
+    }
+  }
   template <int kAtOnce = kInFlight, class F>
   __device__ __forceinline__ void for_each(int64_t count, F&& f) {
     const int64_t rest = left_ - count;

@@ -9,17 +9,21 @@ namespace fastreg {
 
 constexpr int kWarp = 32;
 
-// The state of this launch; its first thread records it where the call wants to know.
-__device__ __forceinline__ RandomState read_state(const StateSource& source) {
+// The state of this launch; one of its threads, its first, records it where the call wants to know.
+__device__ __forceinline__ RandomState read_state(const StateSource& source, bool first) {
   const RandomState state = {
       source.seed_pointer ? uint64_t(load(source.seed_pointer)) : source.seed,
       source.offset + (source.offset_pointer ? uint64_t(load(source.offset_pointer)) : 0),
   };
-  if (source.used != nullptr && blockIdx.x == 0 && threadIdx.x == 0) {
+  if (source.used != nullptr && first) {
     store(source.used, int64_t(state.seed));
     store(source.used + 1, int64_t(state.offset));
   }
   return state;
+}
+
+__device__ __forceinline__ RandomState read_state(const StateSource& source) {
+  return read_state(source, blockIdx.x == 0 && threadIdx.x == 0);
 }
 
 // A DropTransform in the compute type.
@@ -44,6 +48,16 @@ __device__ __forceinline__ Vector<T, V> dropped(const Vector<T, V>& v, const Tra
     x.value[e] = keep(e) ? kept : transform.fill;
   }
   return from_compute(x);
+}
+
+// Bit e: whether element offset + e is kept, of V elements of the stream in one block.
+template <int V>
+__device__ __forceinline__ uint32_t keep_bits_of_vector(int64_t offset, RandomState state, DropThreshold threshold) {
+  static_assert(kBlockElements % V == 0, "a vector lies in one block");
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(state.seed));  // in a loop the keys of all rounds would wait in registers
+#endif
+  return keep_bits(uint64_t(offset) / kBlockElements, state, threshold) >> offset % kBlockElements;
 }
 
 // The elements of a tile that are there, counted from its first: begin to end.

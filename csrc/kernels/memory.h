@@ -27,6 +27,10 @@ template <>
 struct raw<2> {
   using type = unsigned short;
 };
+template <>
+struct raw<1> {
+  using type = unsigned char;
+};
 }  // namespace detail
 
 // Read data that this kernel will not read again: it should not displace what will be.

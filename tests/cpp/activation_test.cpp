@@ -16,7 +16,7 @@ using testing::expect;
 using testing::expect_equal;
 using Real = long double;
 
-constexpr int kKinds = int(std::size(kActivationNames));
+constexpr int kKinds = kActivationKinds;
 constexpr double kParameter = 0.3;
 
 Real sigmoid(Real z) { return 1 / (1 + std::exp(-z)); }
@@ -184,6 +184,22 @@ const testing::Test gates("activations: gates tell derivatives", [] {
       const double z = i / 50.0;
       expect_equal(gated_derivative(kind, is_open(kind, z), kParameter), derivative(kind, z, kParameter),
                    describe(k, z));
+    }
+  }
+});
+
+const testing::Test gradients("activations: gradients", [] {
+  for (int k = 0; k < kKinds; ++k) {
+    const auto kind = ActivationKind(k);
+    bool dispatched = false;
+    with_kind(kind, [&](auto constant) { dispatched = decltype(constant)::value == kind; });
+    expect_equal(dispatched, kind != ActivationKind::identity, describe(k, 0) + ": dispatched");
+    for (const double z : {-7.0, -1.0, -0.5, 0.0, 0.25, 3.0, 8.0}) {
+      const double expected = 2.5 * derivative(kind, z, kParameter);
+      expect(std::abs(gradient(kind, 2.5, z, kParameter) - expected) <= 1e-15, describe(k, z));
+      const double infinity = std::numeric_limits<double>::infinity();
+      if (is_gated(kind) && derivative(kind, z, kParameter) == 0)
+        expect_equal(gradient(kind, infinity, z, kParameter), 0.0, describe(k, z) + ": kept out");
     }
   }
 });

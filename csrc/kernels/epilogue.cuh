@@ -1,0 +1,239 @@
+// The stages around normalisation, as a thread computes them for a vector of V elements: see epilogue.h.
+//
+// Instructions. The activations are chosen once for a vector, by branches that all threads take alike. A block of the
+// dropout stream has 8 elements: a vector of 8 makes one Philox call, one of 4 or fewer makes one, too, and uses a
+// part. Gates. Byte b of them belongs to 16-byte vector b of the tensor, bit e to its element e. A thread that has the
+// whole vector writes the byte. Where elements are moved one by one, each sets its bit by an atomic operation on words
+// that are zero before: that does not depend on the order.
+//
+// Bytes per element besides batch norm's, s = sizeof(T): forward s for the residual, s / 16 for gates. Backward s for
+// the gradient of the residual, s for the residual, or s / 16 for gates, each time that dy is read.
+#pragma once
+
+#include "batch_norm_math.h"
+#include "dropout_common.cuh"
+#include "epilogue.h"
+
+namespace fastreg {
+
+// ---- Nothing ----
+
+template <class T, class E>
+class Stages;
+
+template <class T>
+class Stages<T, NoEpilogue> {
+ public:
+  using A = compute_t<T>;
+  using SumStep = Normalisation<A>;
+  using InputStep = BackwardStep<A>;
+  template <int V>
+  struct Operands {};
+
+  __device__ __forceinline__ explicit Stages(const NoEpilogue&) {}
+
+  template <int V>
+  __device__ __forceinline__ Operands<V> forward_operands(int64_t) const {
+    return {};
+  }
+  template <int V>
+  __device__ __forceinline__ Operands<V> backward_operands(int64_t) const {
+    return {};
+  }
+  template <int V>
+  __device__ __forceinline__ Values<T, V> input(const Vector<T, V>& x) const {
+    return to_compute(x);
+  }
+  template <int V, int K>
+  __device__ __forceinline__ Vector<T, V> output(const Vector<T, V>& x, const Operands<V>&, int64_t,
+                                                 const ForwardStep<A> (&steps)[K]) const {
+    return normalised(x, steps);
+  }
+  template <int V, class Step, int K>
+  __device__ __forceinline__ Vector<T, V> argument_gradient(const Vector<T, V>& dy, const Values<T, V>&,
+                                                            const Operands<V>&, int64_t, const Step (&)[K]) const {
+    return dy;
+  }
+  template <int V>
+  __device__ __forceinline__ void store_residual_gradient(int64_t, const Vector<T, V>&) const {}
+  template <int V>
+  __device__ __forceinline__ Vector<T, V> through_input(const Values<T, V>& gradients, const Vector<T, V>&) const {
+    return from_compute(gradients);
+  }
+
+  // scales: the step serves dx in evaluation, too. It needs no deviation, but the scale, in the same register.
+  __device__ __forceinline__ SumStep sum_step(Normalisation<A> n, int64_t c, const ChannelValues& weight,
+                                              bool scales) const {
+    if (scales) n.invstd = scale_of<T>(n, c, weight);
+    return n;
+  }
+  static __device__ __forceinline__ A scale(const SumStep& step) { return step.invstd; }
+  __device__ __forceinline__ InputStep input_step(const BackwardStep<A>& step, int64_t) const { return step; }
+};
+
+// ---- Fused ----
+
+// The argument of act before the residual is added: the same bits forward and backward, whatever the compiler fuses.
+#if defined(__CUDA_ARCH__)
+__device__ __forceinline__ float minus(float a, float b) { return __fsub_rn(a, b); }
+__device__ __forceinline__ double minus(double a, double b) { return __dsub_rn(a, b); }
+#else
+template <class A>
+A minus(A a, A b) {
+  return a - b;
+}
+#endif
+template <class A, class Step>
+__device__ __forceinline__ A affine(A value, const Step& s) {
+  return multiply_add(minus(minus(value, s.centre), s.delta), s.scale, s.shift);
+}
+
+template <class T>
+class Stages<T, Epilogue<T>> {
+ public:
+  using A = compute_t<T>;
+  using SumStep = ForwardStep<A>;
+  struct InputStep : BackwardStep<A> {
+    A shift;
+  };
+  template <int V>
+  struct Operands {
+    Vector<T, V> residual;
+    uint32_t open;  // bit e: the gate of element e
+  };
+
+  __device__ __forceinline__ explicit Stages(const Epilogue<T>& epilogue) : e_(epilogue) {
+    if (e_.drops) state_ = read_state(e_.state, blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0);
+  }
+
+  template <int V>
+  __device__ __forceinline__ Operands<V> forward_operands(int64_t offset) const {
+    Operands<V> operands = {};
+    if (e_.residual != nullptr)
+      operands.residual = load_streaming(reinterpret_cast<const Vector<T, V>*>(e_.residual + offset));
+    return operands;
+  }
+  template <int V>
+  __device__ __forceinline__ Operands<V> backward_operands(int64_t offset) const {
+    if (e_.gate == nullptr) return forward_operands<V>(offset);
+    return {{}, uint32_t(load(e_.gate + offset / kVector<T>)) >> offset % kVector<T>};
+  }
+
+  // pre_act(x): what is normalised.
+  template <int V>
+  __device__ __forceinline__ Values<T, V> input(const Vector<T, V>& x) const {
+    Values<T, V> values = to_compute(x);
+    with_kind(e_.pre_act, [&](auto kind) {
+#pragma unroll
+      for (int e = 0; e < V; ++e) values.value[e] = activate(decltype(kind)::value, values.value[e], e_.pre_parameter);
+    });
+    return values;
+  }
+
+  template <int V, int K>
+  __device__ __forceinline__ Vector<T, V> output(const Vector<T, V>& x, const Operands<V>& operands, int64_t offset,
+                                                 const ForwardStep<A> (&steps)[K]) const {
+    Values<T, V> z = argument(input(x), operands, steps);
+    uint32_t open = 0;
+    with_kind(e_.act, [&](auto kind) {
+      constexpr ActivationKind kKind = decltype(kind)::value;
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        if constexpr (is_gated(kKind)) open |= uint32_t(is_open(kKind, z.value[e])) << e;
+        z.value[e] = activate(kKind, z.value[e], e_.parameter);
+      }
+    });
+    if (e_.gate != nullptr) store_gates<V>(offset, open);
+    drop(z, offset);
+    return from_compute(z);
+  }
+
+  // The gradient of z. values: pre_act(x).
+  template <int V, class Step, int K>
+  __device__ __forceinline__ Vector<T, V> argument_gradient(const Vector<T, V>& dy, const Values<T, V>& values,
+                                                            const Operands<V>& operands, int64_t offset,
+                                                            const Step (&steps)[K]) const {
+    Values<T, V> gradients = to_compute(dy);
+    drop(gradients, offset);
+    if (e_.gate != nullptr) {
+#pragma unroll
+      for (int e = 0; e < V; ++e)
+        gradients.value[e] = gated_gradient(e_.act, gradients.value[e], (operands.open >> e) & 1u, e_.parameter);
+    } else if (e_.act != ActivationKind::identity) {  // z may need the residual
+      const Values<T, V> z = argument(values, operands, steps);
+      with_kind(e_.act, [&](auto kind) {
+#pragma unroll
+        for (int e = 0; e < V; ++e)
+          gradients.value[e] = gradient(decltype(kind)::value, gradients.value[e], z.value[e], e_.parameter);
+      });
+    }
+    return from_compute(gradients);
+  }
+  template <int V>
+  __device__ __forceinline__ void store_residual_gradient(int64_t offset, const Vector<T, V>& gradient) const {
+    if (e_.grad_residual != nullptr)
+      store_streaming(reinterpret_cast<Vector<T, V>*>(e_.grad_residual + offset), gradient);
+  }
+
+  // From the gradient of pre_act(x) to that of x.
+  template <int V>
+  __device__ __forceinline__ Vector<T, V> through_input(Values<T, V> gradients, const Vector<T, V>& x) const {
+    if (e_.pre_act != ActivationKind::identity) {
+      const Values<T, V> values = to_compute(x);
+      with_kind(e_.pre_act, [&](auto kind) {
+#pragma unroll
+        for (int e = 0; e < V; ++e)
+          gradients.value[e] = gradient(decltype(kind)::value, gradients.value[e], values.value[e], e_.pre_parameter);
+      });
+    }
+    return from_compute(gradients);
+  }
+
+  __device__ __forceinline__ SumStep sum_step(const Normalisation<A>& n, int64_t c, const ChannelValues& weight,
+                                              bool) const {
+    return forward_step<T>(n, c, weight, e_.bias);
+  }
+  static __device__ __forceinline__ A scale(const SumStep& step) { return step.scale; }
+  __device__ __forceinline__ InputStep input_step(const BackwardStep<A>& step, int64_t c) const {
+    return {step, read_value_or<T>(e_.bias, c, A(0))};
+  }
+
+ private:
+  template <int V, class Step, int K>
+  __device__ __forceinline__ Values<T, V> argument(Values<T, V> values, const Operands<V>& operands,
+                                                   const Step (&steps)[K]) const {
+#pragma unroll
+    for (int e = 0; e < V; ++e) values.value[e] = affine(values.value[e], steps[e % K]);
+    if (e_.residual != nullptr) {
+      const Values<T, V> residual = to_compute(operands.residual);
+#pragma unroll
+      for (int e = 0; e < V; ++e) values.value[e] += residual.value[e];
+    }
+    return values;
+  }
+
+  template <int V>
+  __device__ __forceinline__ void drop(Values<T, V>& values, int64_t offset) const {
+    if (!e_.drops) return;
+    const uint32_t keep = keep_bits_of_vector<V>(offset, state_, e_.threshold);
+#pragma unroll
+    for (int e = 0; e < V; ++e) values.value[e] = (keep >> e) & 1u ? values.value[e] * e_.keep_scale : A(0);
+  }
+
+  template <int V>
+  __device__ __forceinline__ void store_gates(int64_t offset, uint32_t open) const {
+    constexpr int kBits = kVector<T>;
+    if constexpr (V == kBits) {
+      store(e_.gate + offset / kBits, static_cast<unsigned char>(open));
+    } else {
+      const int64_t byte = offset / kBits;
+      unsigned* const word = reinterpret_cast<unsigned*>(e_.gate) + byte / 4;
+      if (open != 0) atomicOr(word, open << (byte % 4 * 8 + offset % kBits));
+    }
+  }
+
+  Epilogue<T> e_;
+  RandomState state_ = {};
+};
+
+}  // namespace fastreg

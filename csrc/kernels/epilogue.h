@@ -1,0 +1,73 @@
+// What a fused batch norm computes besides: y = dropout(act(z)), z = batch_norm(pre_act(x)) + residual, rounded once.
+#pragma once
+
+#include "activation.h"
+#include "batch_norm.h"
+#include "dropout.h"
+#include "vector.h"
+
+namespace fastreg {
+
+// Tensors are in the layout of x, null where there are none. Element j in memory order is number j of the dropout
+// stream.
+//
+// Backward needs z where act's derivative depends on it: it takes the gate where there is one, else computes z again.
+// The gradient of z is rounded to T, whether or not it is stored as the gradient of the residual: what follows from it
+// is the same in all tiers.
+template <class T>
+struct Epilogue {
+  using A = compute_t<T>;
+
+  ActivationKind pre_act = ActivationKind::identity, act = ActivationKind::identity;
+  A pre_parameter = 0, parameter = 0;
+  const T* residual = nullptr;
+  unsigned char* gate = nullptr;  // gate_bytes() of act's gates: written forward, read backward
+  bool drops = false;
+  A keep_scale = 1;
+  DropThreshold threshold = {};
+  StateSource state = {};
+
+  // Backward only.
+  T* grad_residual = nullptr;
+  ChannelValues bias = {};  // batch norm's
+
+  void set_activations(const Activation& before, const Activation& after) {
+    pre_act = before.kind;
+    pre_parameter = A(before.parameter);
+    act = after.kind;
+    parameter = A(after.parameter);
+  }
+  void set_dropout(const DropoutParameters& dropout) {
+    drops = true;
+    keep_scale = A(dropout.transform.scale);
+    threshold = dropout.threshold;
+    state = dropout.state;
+  }
+};
+
+// Streamed kernels with an epilogue move elements of this size by vectors, where these fit. Elsewhere, and where they
+// do not fit, the gates must be zero before the forward pass.
+constexpr bool moves_vectors(int element_bytes) { return element_bytes <= 4; }
+inline bool moves_vectors(int element_bytes, const BatchNormShape& s, bool all_aligned) {
+  return moves_vectors(element_bytes) && all_aligned && (s.rows ? s.channels : s.size) % (16 / element_bytes) == 0;
+}
+
+// Of any epilogue.
+inline bool is_aligned(const NoEpilogue&) { return true; }
+template <class T>
+bool is_aligned(const Epilogue<T>& e) {
+  return is_aligned(e.residual) && is_aligned(e.grad_residual);
+}
+inline bool has_residual_gradient(const NoEpilogue&) { return false; }
+template <class T>
+bool has_residual_gradient(const Epilogue<T>& e) {
+  return e.grad_residual != nullptr;
+}
+inline NoEpilogue without_residual_gradient(const NoEpilogue& e) { return e; }
+template <class T>
+Epilogue<T> without_residual_gradient(Epilogue<T> e) {
+  e.grad_residual = nullptr;
+  return e;
+}
+
+}  // namespace fastreg
