@@ -14,7 +14,6 @@ from torch.overrides import handle_torch_function
 
 from fastreg import _activation, ops, reference, rng_states, sharding
 from fastreg._activation import Activation
-from fastreg._extension import available
 from fastreg._routing import has_operators, is_ours, is_sharded, is_transformed
 from fastreg.functional import _drop_path
 from fastreg.functional._batch_norm import (
@@ -125,7 +124,7 @@ def batch_norm_act_with_count(
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
     ours = takes_batch_norm(input)
     steps = (pre_act.name != "identity") + (residual is not None) + (act.name != "identity") + (p > 0.0)
-    if steps and ours and _is_native("batch_norm_act_train", input, pre_act, act, residual, p):
+    if steps and ours and _is_native(pre_act, act, residual, p):
         check_batch_norm(input, running_mean, running_var, training, eps)
         statistics = (running_mean, running_var)
         settings = (*_operands(pre_act), residual, *_operands(act), False, p)  # no gate but for autograd
@@ -220,19 +219,10 @@ def act_dropout(
     return output if residual is None else output + residual
 
 
-# Of the backends whose kernels are there; the others are yet to come.
-_KERNELS = {
-    (name, device)
-    for name in ("batch_norm_act_train", "act_dropout")
-    for device in ("cpu", "cuda")
-    if available(device) and torch._C._dispatch_has_kernel_for_dispatch_key(f"fastreg::{name}", device.upper())
-}
-
-
-def _is_native(name, input, pre_act, act, residual, p):
+def _is_native(pre_act, act, residual, p):
     """Whether the operators know the activations, and take the residual. No transform knows the operators, and they
     take no index map."""
-    if (name, input.device.type) not in _KERNELS or is_transformed() or (p and sharding.current is not None):
+    if is_transformed() or (p and sharding.current is not None):
         return False
     weighted = _activation.TABLE[pre_act.name].weighted or _activation.TABLE[act.name].weighted
     return not weighted and (residual is None or is_ours(residual))
@@ -242,7 +232,7 @@ def _has_act_dropout(input, bias, act, residual, p, drop_path):
     return (
         is_ours(input)
         and has_operators(input.device)
-        and _is_native("act_dropout", input, _activation.IDENTITY, act, residual, p)
+        and _is_native(_activation.IDENTITY, act, residual, p)
         and (bias is None or (is_ours(bias) and bias.dtype == input.dtype))
         and (input.dim() > 0 or not drop_path)
     )
