@@ -123,7 +123,7 @@ def batch_norm_act_with_count(
     if rng_state is not None:
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
     ours = takes_batch_norm(input)
-    steps = (pre_act.name != "identity") + (residual is not None) + (act.name != "identity") + (p > 0.0)
+    steps = (pre_act.name != "identity") + (residual is not None) + (act.name != "identity") + (1 if p else 0)
     if steps and ours and _is_native(pre_act, act, residual, p):
         check_batch_norm(input, running_mean, running_var, training, eps)
         statistics = (running_mean, running_var)
@@ -203,7 +203,7 @@ def act_dropout(
             f"got {list(bias.shape)}"
         )
     p = p if training else 0.0
-    steps = (bias is not None) + (act.name != "identity") + (p > 0.0) + (residual is not None)
+    steps = (bias is not None) + (act.name != "identity") + (1 if p else 0) + (residual is not None)
     if steps > 1 and _has_act_dropout(input, bias, act, residual, p, drop_path):
         settings = (*_operands(act), p)
         dims = 1 if drop_path and p else None
