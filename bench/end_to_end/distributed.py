@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,5 +41,8 @@ def _process(rank: int, work: Work, device_type: str, processes: int, folder: Pa
         result = work(device=device, wrap=wrap)
         if rank == 0:
             torch.save(result, folder / "result")
+        distributed.barrier()  # a process that leaves before the others makes them abort
     finally:
         distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # at times a thread of torch's still runs, and aborts an interpreter that ends as usual
