@@ -120,15 +120,21 @@ def check_batch_norm(
             if statistic is None:
                 raise RuntimeError(f"batch_norm: {name} must be given in evaluation, got None")
         return
-    if not eps > 0.0:
-        raise ValueError(f"batch_norm: eps must be positive in training, got {eps}")
-    if (running_mean is None) != (running_var is None):
-        raise ValueError(
-            "batch_norm: running_mean and running_var must be given both or neither, got None for "
-            f"{'running_mean' if running_mean is None else 'running_var'}"
-        )
+    check_statistics_of_training("batch_norm", running_mean, running_var, eps)
     if input.dim() >= 2 and input.numel() == input.size(1) != 0:
         raise ValueError(
             "batch_norm: input must have more than 1 value per channel when training, "
             f"got input size {list(input.shape)}"
+        )
+
+
+def check_statistics_of_training(
+    operation: str, running_mean: Tensor | None, running_var: Tensor | None, eps: float
+) -> None:
+    if not eps > 0.0:
+        raise ValueError(f"{operation}: eps must be positive in training, got {eps}")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(
+            f"{operation}: running_mean and running_var must be given both or neither, got None for "
+            f"{'running_mean' if running_mean is None else 'running_var'}"
         )

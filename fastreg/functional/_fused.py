@@ -123,6 +123,7 @@ def batch_norm_act_with_count(
     if rng_state is not None:
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
     ours = takes_batch_norm(input)
+    # p > 0.0 of a symbolic p is no bool that torch.compile could add (torch 2.11); nor below.
     steps = (pre_act.name != "identity") + (residual is not None) + (act.name != "identity") + (1 if p else 0)
     if steps and ours and _is_native(pre_act, act, residual, p):
         check_batch_norm(input, running_mean, running_var, training, eps)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastreg import ops
+from fastreg.functional._batch_norm import check_statistics_of_training
 
 # The collectives that torch.compile has no need to rewrite, and eager code can call as well.
 _collectives = torch.ops._c10d_functional
@@ -47,13 +48,7 @@ def sync_batch_norm(
             after the group's timeout.
         NotImplementedError: the second derivative is asked for.
     """
-    if not eps > 0.0:
-        raise ValueError(f"sync_batch_norm: eps must be positive in training, got {eps}")
-    if (running_mean is None) != (running_var is None):
-        raise ValueError(
-            "sync_batch_norm: running_mean and running_var must be given both or neither, got None for "
-            f"{'running_mean' if running_mean is None else 'running_var'}"
-        )
+    check_statistics_of_training("sync_batch_norm", running_mean, running_var, eps)
     name, size = group.group_name, group.size()
     with torch.no_grad():
         moments = _gather(ops.batch_norm.moments(input), size, name)

@@ -3,6 +3,8 @@
 Slow, and for tests alone: whatever holds for the CPU backend then has to hold for the CUDA kernels' code, too.
 """
 
+import contextlib
+import fcntl
 import os
 import sysconfig
 from pathlib import Path
@@ -12,6 +14,16 @@ import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+@contextlib.contextmanager
+def building(directory):
+    """One process at a time. A lock of torch's that is there then was left by a process that was killed, and would be
+    waited for forever."""
+    with open(directory / "building", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed, if by the end of the process
+        (directory / "lock").unlink(missing_ok=True)
+        yield
 
 
 def load():
@@ -28,17 +40,18 @@ def load():
         *sorted((executor / "src").glob("*.cpp")),
         executor / "extension" / "kernels.cpp",
     ]
-    return cpp_extension.load(
-        name="_C",
-        sources=[str(source) for source in sources],
-        extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests"), pybind11.get_include()],
-        extra_cflags=[
-            "-O2",
-            "-g1",
-            "-Wno-unknown-pragmas",
-            "-fno-strict-aliasing",
-            "-DFASTREG_HOST_EXECUTOR",
-            f'-DFASTREG_TORCH_VERSION=\\"{torch.__version__}\\"',
-        ],
-        build_directory=str(directory),
-    )
+    with building(directory):
+        return cpp_extension.load(
+            name="_C",
+            sources=[str(source) for source in sources],
+            extra_include_paths=[str(ROOT / "csrc"), str(ROOT / "tests"), pybind11.get_include()],
+            extra_cflags=[
+                "-O2",
+                "-g1",
+                "-Wno-unknown-pragmas",
+                "-fno-strict-aliasing",
+                "-DFASTREG_HOST_EXECUTOR",
+                f'-DFASTREG_TORCH_VERSION=\\"{torch.__version__}\\"',
+            ],
+            build_directory=str(directory),
+        )
