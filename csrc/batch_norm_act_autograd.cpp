@@ -2,7 +2,7 @@
 // fastreg/ops/batch_norm_act.py has the second derivatives.
 //
 // What is kept beside the input, the statistics and the parameters: 16 bytes of random state where there is a dropout;
-// and where the activation has a derivative to be told, with a residual, the gate (the derivative in a bit or so per
+// and where the activation has a derivative to be told, with a residual, the gate (the derivative in a bit per
 // element) or else the residual. Without a residual the backward pass computes the activation's input again.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>

@@ -82,7 +82,7 @@ class BatchNormActOperators {
                   ", got ", gate->scalar_type(), " ", gate->sizes(), " on ", gate->device());
       fusion.gate = *gate;
     }
-    int64_t bytes_of_gate() const { return gate_bytes(x.numel(), int(x.element_size())); }
+    int64_t bytes_of_gate() const { return gate_bytes(x.numel()); }
 
     // From the kernels' result to the operator's, and from the operator's gradient to the kernels'.
     Tensor output(const Tensor& y) const {

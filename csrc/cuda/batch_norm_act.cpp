@@ -20,9 +20,15 @@ Epilogue<T> epilogue_of(const CudaFusion& fusion) {
   return epilogue;
 }
 
-void prepare_gate(const BatchNormProblem& problem, const CudaFusion& fusion) {
-  if (fusion.gate.defined() && !moves_vectors(problem.element_bytes, problem.shape, problem.aligned))
-    fusion.gate.zero_();
+// Of a forward pass: epilogue(T{}).
+auto forward_epilogue(const Planned& planned, const CudaFusion& fusion) {
+  const bool shared = fusion.gate.defined() && shares_gate_bytes(planned.plan, planned.problem);
+  if (shared) fusion.gate.zero_();
+  return [&fusion, shared](auto tag) {
+    auto epilogue = epilogue_of<decltype(tag)>(fusion);
+    epilogue.gate_is_shared = shared;
+    return epilogue;
+  };
 }
 
 struct BatchNormActBackend {
@@ -31,15 +37,13 @@ struct BatchNormActBackend {
   static void train(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
                     const Statistics& statistics, const Running& running, const CudaFusion& fusion) {
     const Planned planned(kOp, layout, BatchNormPass::train, {x, y, fusion.residual}, true);
-    prepare_gate(planned.problem, fusion);
-    cuda::train(kOp, planned, x, y, affine, statistics, running,
-                [&](auto tag) { return epilogue_of<decltype(tag)>(fusion); });
+    cuda::train(kOp, planned, x, y, affine, statistics, running, forward_epilogue(planned, fusion));
   }
 
   static void eval(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
                    const Statistics& statistics, const CudaFusion& fusion) {
-    prepare_gate(Planned(kOp, layout, BatchNormPass::eval, {x, y, fusion.residual}, true).problem, fusion);
-    cuda::eval(kOp, layout, x, y, affine, statistics, [&](auto tag) { return epilogue_of<decltype(tag)>(fusion); });
+    const Planned planned(kOp, layout, BatchNormPass::eval, {x, y, fusion.residual}, true);
+    cuda::eval(kOp, layout, x, y, affine, statistics, forward_epilogue(planned, fusion));
   }
 
   static void backward(const ChannelLayout& layout, const Tensor& dy, const Tensor& x, const Affine& affine,

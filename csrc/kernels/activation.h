@@ -75,9 +75,8 @@ FASTREG_HD constexpr bool is_gated(ActivationKind kind) {
          kind == ActivationKind::hardsigmoid;
 }
 
-// Bytes of a tensor of gates: one for each 16 bytes of the activation's input, in whole words. Their layout is each
-// backend's own.
-FASTREG_HD int64_t gate_bytes(int64_t elements, int element_bytes) { return (elements * element_bytes + 63) / 64 * 4; }
+// Bytes of a tensor of gates: a bit for each element, in whole words. Their order is each backend's own.
+FASTREG_HD constexpr int64_t gate_bytes(int64_t elements) { return (elements + 31) / 32 * 4; }
 
 namespace detail {
 

@@ -88,9 +88,9 @@ BatchNormPlan slab_plan_of(const BatchNormProblem& p, const DeviceLimits& limits
   const Tier tier = cluster > 1 ? Tier::cluster : Tier::slab;
   const bool backward = p.pass == BatchNormPass::train_backward;
   const int64_t items = ceil_div(s.channels, choice.channels);
-  const int64_t parts = choice.grouped ? s.planes : s.planes * choice.run_vectors;
-  if (parts < cluster) return refused(tier, "a channel has too few vectors for a cluster");
-  const int64_t share = ceil_div<int64_t>(parts, cluster) * (choice.grouped ? choice.run_vectors : 1);
+  if (s.planes * choice.run_vectors < cluster * slab_part(choice.run_vectors, choice.grouped))
+    return refused(tier, "a channel has too few vectors for a cluster");
+  const int64_t share = slab_share(s.planes, choice.run_vectors, choice.grouped, cluster);
 
   BatchNormPlan plan;
   plan.tier = tier;

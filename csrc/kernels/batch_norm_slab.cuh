@@ -55,8 +55,9 @@ class SlabWalk {
     run_ = channels_ * size_ / V;
     const int rank = int(cluster_rank()), ranks = int(cluster_size());
     const int parts = kGrouped ? d.planes : d.planes * run_, part = kGrouped ? run_ : 1;
-    const int begin = int(int64_t(parts) * rank / ranks) * part;
-    const int end = int(int64_t(parts) * (rank + 1) / ranks) * part;
+    const int pairs = kGrouped ? ~0 : run_ | ~1;  // see slab_part
+    const int begin = int(int64_t(parts) * rank / ranks) * part & pairs;
+    const int end = int(int64_t(parts) * (rank + 1) / ranks) * part & pairs;
     rows_ = int(blockDim.x) / part;
     step_ = rows_ * part;
     const int at = int(threadIdx.x);

@@ -16,11 +16,15 @@ FASTREG_HD constexpr int64_t slab_scratch_bytes(int threads, int channels, bool 
   return kSlabResultBytes * (slab_entries(threads, grouped) + 2 * channels) + kSlabStepBytes * channels;
 }
 
-// Vectors of one tensor that a block holds of `channels` channels with runs of `run_vectors` vectors in a plane: the
-// largest share. Grouped channels are divided by whole planes.
+// Vectors of an item, in runs of `run_vectors` in a plane, that the blocks of a cluster do not divide: the runs of
+// grouped channels; else pairs, where runs consist of them.
+constexpr int64_t slab_part(int64_t run_vectors, bool grouped) {
+  return grouped ? run_vectors : run_vectors % 2 == 0 ? 2 : 1;
+}
+// Vectors of one tensor that a block holds: the largest share.
 constexpr int64_t slab_share(int64_t planes, int64_t run_vectors, bool grouped, int cluster) {
-  const int64_t parts = grouped ? planes : planes * run_vectors;
-  return (parts + cluster - 1) / cluster * (grouped ? run_vectors : 1);
+  const int64_t part = slab_part(run_vectors, grouped), parts = planes * run_vectors / part;
+  return (parts + cluster - 1) / cluster * part;
 }
 
 }  // namespace fastreg

@@ -41,7 +41,7 @@ inline Plan plan_for(const BatchNormShape& s, int vector, const Device& device) 
   const int64_t useful = (d.length + per_step * kLeastVectors - 1) / (per_step * kLeastVectors);
   const int64_t wanted = int64_t(device.multiprocessors) * kBlocksPerProcessor / groups;
   const int64_t splits = std::max<int64_t>(1, std::min({useful, wanted, kMostSplits}));
-  d.split_length = (d.length + splits - 1) / splits;
+  d.split_length = (d.length + 2 * splits - 1) / (2 * splits) * 2;  // neighbours stay together: see epilogue.cuh
   return {d, dim3(unsigned(groups), unsigned((d.length + d.split_length - 1) / d.split_length))};
 }
 

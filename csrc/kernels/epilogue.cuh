@@ -2,12 +2,12 @@
 //
 // Instructions. The activations are chosen once for a vector, by branches that all threads take alike. A block of the
 // dropout stream has 8 elements: a vector of 8 makes one Philox call, one of 4 or fewer makes one, too, and uses a
-// part. Gates. Byte b of them belongs to 16-byte vector b of the tensor, bit e to its element e. A thread that has the
-// whole vector writes the byte. Where elements are moved one by one, each sets its bit by an atomic operation on words
-// that are zero before: that does not depend on the order.
+// part. Gates. Bit j belongs to element j of the tensor. A thread that has a byte's eight elements writes it; of two
+// neighbours with four each, in lanes 2 k and 2 k + 1, the even one does, after a shuffle. Where that is not so (see
+// shares_gate_bytes) bits are set by atomic operations on words that are zero before: their order does not matter.
 //
-// Bytes per element besides batch norm's, s = sizeof(T): forward s for the residual, s / 16 for gates. Backward s for
-// the gradient of the residual, s for the residual, or s / 16 for gates, each time that dy is read.
+// Bytes per element besides batch norm's, s = sizeof(T): forward s for the residual, 1 / 8 for gates. Backward s for
+// the gradient of the residual, s for the residual, or 1 / 8 for gates, each time that dy is read.
 #pragma once
 
 #include "batch_norm_math.h"
@@ -116,7 +116,7 @@ class Stages<T, Epilogue<T>> {
   template <int V>
   __device__ __forceinline__ Operands<V> backward_operands(int64_t offset) const {
     if (e_.gate == nullptr) return forward_operands<V>(offset);
-    return {{}, uint32_t(load(e_.gate + offset / kVector<T>)) >> offset % kVector<T>};
+    return {{}, uint32_t(load(e_.gate + offset / 8)) >> offset % 8};
   }
 
   // pre_act(x): what is normalised.
@@ -222,13 +222,16 @@ class Stages<T, Epilogue<T>> {
 
   template <int V>
   __device__ __forceinline__ void store_gates(int64_t offset, uint32_t open) const {
-    constexpr int kBits = kVector<T>;
-    if constexpr (V == kBits) {
-      store(e_.gate + offset / kBits, static_cast<unsigned char>(open));
+    static_assert(V == 8 || V == 4 || V == 1, "a byte is of one vector, of two, or shared");
+    if constexpr (V == 8) {
+      store(e_.gate + offset / 8, static_cast<unsigned char>(open));
+    } else if (V == 1 || e_.gate_is_shared) {
+      if (open != 0) atomicOr(reinterpret_cast<unsigned*>(e_.gate) + offset / 32, open << offset % 32);
     } else {
-      const int64_t byte = offset / kBits;
-      unsigned* const word = reinterpret_cast<unsigned*>(e_.gate) + byte / 4;
-      if (open != 0) atomicOr(word, open << (byte % 4 * 8 + offset % kBits));
+      const int lane = int(threadIdx.x) % 32;
+      const uint32_t bits = open << offset % 8;
+      const uint32_t byte = bits | __shfl_xor_sync(3u << (lane & ~1), bits, 1);
+      if (lane % 2 == 0) store(e_.gate + offset / 8, static_cast<unsigned char>(byte));
     }
   }
 

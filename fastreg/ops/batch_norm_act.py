@@ -27,7 +27,7 @@ def _output_and_gate(input, pre_act, pre_act_parameter, residual, act, act_param
         )
     if rng_state is not None:
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
-    words = (input.numel() * input.element_size() + 63) // 64  # gate_bytes in csrc/kernels/activation.h
+    words = (input.numel() + 31) // 32  # gate_bytes in csrc/kernels/activation.h
     wanted = save_gate and residual is not None and act in _GATED
     return torch.empty_like(input), input.new_empty(4 * words if wanted else 0, dtype=torch.uint8)
 

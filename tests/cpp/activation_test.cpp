@@ -205,12 +205,11 @@ const testing::Test gradients("activations: gradients", [] {
 });
 
 const testing::Test gate_sizes("activations: bytes of gates", [] {
-  expect_equal(gate_bytes(0, 4), 0, "none");
-  expect_equal(gate_bytes(1, 2), 4, "a word");
-  expect_equal(gate_bytes(32, 2), 4, "one byte for 8 halves");
-  expect_equal(gate_bytes(33, 2), 8, "a word more");
-  expect_equal(gate_bytes(32, 4), 8, "one byte for 4 floats");
-  expect_equal(gate_bytes(32, 8), 16, "one byte for 2 doubles");
+  expect_equal(gate_bytes(0), 0, "none");
+  expect_equal(gate_bytes(1), 4, "a word");
+  expect_equal(gate_bytes(32), 4, "a bit each");
+  expect_equal(gate_bytes(33), 8, "a word more");
+  expect_equal(gate_bytes(int64_t(1) << 34), int64_t(1) << 31, "64 bits");
 });
 
 }  // namespace

@@ -51,6 +51,7 @@ struct FusedRun {
   Buffer<int64_t> state, used;
   BatchNormProblem problem;
   BatchNormPlan forward_plan, backward_plan;
+  bool gate_is_shared;
   host_executor::Result forward, backward;
 
   explicit FusedRun(const FusedCase& c)
@@ -71,16 +72,16 @@ struct FusedRun {
         running_var(rounded<P>(p.running_var), "running_var"),
         stats(3 * p.weight.size(), "stats"),
         coefficients(2 * p.weight.size(), "coefficients"),
-        gate(size_t(gate_bytes(int64_t(p.x.size()), sizeof(T))), "gate"),
+        gate(size_t(gate_bytes(int64_t(p.x.size()))), "gate"),
         state(std::vector<int64_t>{int64_t(kRandomState.seed), int64_t(kRandomState.offset)}, "state"),
         used(2, "used") {
-    if (!moves_vectors(sizeof(T), c.shape, c.offset == 0)) std::fill(gate.begin(), gate.end(), 0);
     if (!c.parameters) {
       std::fill(p.weight.begin(), p.weight.end(), 1.0);
       std::fill(p.bias.begin(), p.bias.end(), 0.0);
     }
     problem = {c.shape, int(sizeof(T)), c.offset == 0, c.training ? BatchNormPass::train : BatchNormPass::eval, true};
     forward_plan = plan_batch_norm(problem, c.limits, c.tier);
+    gate_is_shared = shares_gate_bytes(forward_plan, problem);
     problem.pass = c.training ? BatchNormPass::train_backward : BatchNormPass::eval_backward;
     backward_plan = plan_batch_norm(problem, c.limits, c.tier);
   }
@@ -129,6 +130,8 @@ struct FusedRun {
     Epilogue<T> e = epilogue();
     if (c.residual) e.residual = residual.data();
     if (c.p > 0) e.state.used = used.data();
+    e.gate_is_shared = gate_is_shared;
+    if (gate_is_shared) std::fill(gate.begin(), gate.end(), 0);
     Scratch scratch(batch_norm_workspace(forward_plan, problem, nullptr, device));
     forward = testing::run_clean(schedule, count, what + " forward", [&] {
       return c.training ? launch_batch_norm_train<T>(forward_plan, x.data(), y.data(), shape, parameter(weight),

@@ -10,8 +10,9 @@ Activation with_default(int kind) {
   return {k, k == ActivationKind::leaky_relu ? 0.1 : k == ActivationKind::elu ? 0.7 : 0.0};
 }
 
-const BatchNormShape kShapes[] = {{5, 3, 7, false}, {3, 4, 16, false}, {4, 1, 900, false}, {2, 3, 1024, false},
-                                  {33, 5, 1, true}, {6, 16, 9, true},  {300, 8, 4, true},  {2, 264, 2, true}};
+const BatchNormShape kShapes[] = {{5, 3, 7, false},    {3, 4, 16, false}, {4, 1, 900, false},
+                                  {2, 3, 1024, false}, {33, 5, 1, true},  {6, 16, 9, true},
+                                  {300, 8, 4, true},   {2, 264, 2, true}, {7, 12, 5, true}};
 
 // Each activation after and before; with and without residual, gate and dropout, in training and evaluation.
 const testing::Test activations("batch norm and activation: activations", [] {
@@ -114,7 +115,8 @@ const testing::Test teams("batch norm and activation: not by teams of blocks", [
 
 // In fp32, y is positive exactly where z is: forward and backward must not differ by a single bit of z.
 const testing::Test agreement("batch norm and activation: gates are those of forward", [] {
-  for (const BatchNormShape& shape : {BatchNormShape{16, 2, 1024, false}, BatchNormShape{512, 64, 1, true}})
+  for (const BatchNormShape& shape : {BatchNormShape{16, 2, 1024, false}, BatchNormShape{512, 64, 1, true},
+                                      BatchNormShape{16, 3, 196, false}, BatchNormShape{128, 12, 1, true}})
     for (const bool saves_gate : {false, true})
       for (const ActivationKind pre_act : {ActivationKind::identity, ActivationKind::leaky_relu}) {
         FusedCase c = {shape, {pre_act, 0.3}, {ActivationKind::relu}, true, saves_gate};
@@ -126,8 +128,11 @@ const testing::Test agreement("batch norm and activation: gates are those of for
         r.run({});
         size_t open = 0, shut = 0;
         for (size_t j = 0; j < r.y.size(); ++j) {
-          ++(r.y[j] > 0 ? open : shut);
-          if (!expect_equal(r.dresidual[j], r.y[j] > 0 ? 1.0f : 0.0f, describe("fp32", c))) return;
+          const bool is_open = r.y[j] > 0;
+          ++(is_open ? open : shut);
+          if (!expect_equal(r.dresidual[j], is_open ? 1.0f : 0.0f, describe("fp32", c))) return;
+          if (saves_gate && !expect_equal(r.gate[j / 8] >> j % 8 & 1, int(is_open), describe("fp32", c) + " bit"))
+            return;
         }
         expect(open > 100 && shut > 100, describe("fp32", c) + ": both");
       }
@@ -185,8 +190,10 @@ const testing::Test slab_traffic("batch norm and activation: slabs move what the
         for (const char* name : {"dx", "dresidual"})
           expect_equal(backward.store_of.at(name).bytes, bytes, what + " stores of " + name);
         if (saves_gate) {
-          expect_equal(forward.store_of.at("gate").bytes, bytes / 16, what + " stores of gates");
-          expect_equal(backward.load_of.at("gate").bytes, bytes / 16, what + " loads of gates");
+          expect_equal(forward.store_of.at("gate").bytes, bytes / 32, what + " stores of gates");
+          expect_equal(forward.atomics, uint64_t(0), what + " atomic operations");
+          expect_equal(backward.load_of.at("gate").bytes, bytes / 16,
+                       what + " loads of gates, by both who need a byte");
         } else {
           expect_equal(backward.load_of.at("residual").bytes, bytes, what + " loads of the residual");
         }
@@ -214,14 +221,14 @@ const testing::Test traffic("batch norm and activation: move what their header p
           const uint64_t got = found == traffic.end() ? 0 : found->second.bytes;
           expect_equal(got, expected, what + (stored ? " stores of " : " loads of ") + name + " by " + kernel);
         };
-        const uint64_t gates = saves_gate ? bytes / 16 : 0, residual = saves_gate ? 0 : bytes;
+        const uint64_t gates = saves_gate ? r.x.size() / 8 : 0, residual = saves_gate ? 0 : bytes;
         moved(r.forward, "moments_kernel", "residual", false, 0);
         moved(r.forward, "normalize_kernel", "x", false, bytes);
         moved(r.forward, "normalize_kernel", "residual", false, bytes);
         moved(r.forward, "normalize_kernel", "y", true, bytes);
         moved(r.forward, "normalize_kernel", "gate", true, gates);
-        // Backward may move vectors of half the width: their two halves each read the byte.
-        const uint64_t readers = shape.rows && sizeof(T) == 2 ? 2 : 1;
+        // Vectors of four elements: the byte is read for both that share it.
+        const uint64_t readers = shape.rows || sizeof(T) == 4 ? 2 : 1;
         for (const char* kernel : {"grad_sums_kernel", "grad_input_kernel"}) {
           moved(r.backward, kernel, "dy", false, bytes);
           moved(r.backward, kernel, "x", false, bytes);
