@@ -71,8 +71,8 @@ fastreg::DeviceLimits limits_of_current_device() {
 
 // For fastreg.explain. compute_capability: of a typical device; none: the current device.
 py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool rows, int element_bytes, bool aligned,
-                         bool training, bool backward, std::optional<int> compute_capability,
-                         const std::optional<std::string>& tier) {
+                         bool training, bool backward, const std::optional<std::string>& act, bool residual,
+                         std::optional<int> compute_capability, const std::optional<std::string>& tier) {
   using fastreg::BatchNormPass;
   const auto typical = compute_capability ? fastreg::typical_limits(*compute_capability) : limits_of_current_device();
   if (!typical)
@@ -83,8 +83,14 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
     throw py::value_error("explain: tier must be the name of a tier, got '" + *tier + "'");
   const BatchNormPass pass = training ? (backward ? BatchNormPass::train_backward : BatchNormPass::train)
                                       : (backward ? BatchNormPass::eval_backward : BatchNormPass::eval);
-  const fastreg::BatchNormPlan plan =
-      fastreg::plan_batch_norm({{planes, channels, size, rows}, element_bytes, aligned, pass}, *typical, asked);
+  fastreg::BatchNormProblem problem = {{planes, channels, size, rows}, element_bytes, aligned, pass};
+  if (act || residual) {
+    const auto kind = fastreg::activation_named(act.value_or("identity"));
+    if (!kind) throw py::value_error("explain: act must be the name of an activation, got '" + *act + "'");
+    problem.fused = true;
+    problem.epilogue = fastreg::epilogue_traffic(*kind, residual, backward);
+  }
+  const fastreg::BatchNormPlan plan = fastreg::plan_batch_norm(problem, *typical, asked);
   py::dict told;
   told["compute_capability"] = typical->compute_capability;
   told["tier"] = fastreg::tier_name(plan.tier);
@@ -93,7 +99,7 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
     return told;
   }
   told["launches"] = plan.launches;
-  told["bytes_per_element"] = plan.accesses * element_bytes;
+  told["bytes_per_element"] = plan.bytes_per_element(element_bytes);
   if (plan.blocks == 0) return told;
   told["blocks"] = plan.blocks;
   told["threads"] = plan.threads;

@@ -23,6 +23,8 @@ def explain(
     *,
     training: bool = True,
     backward: bool = False,
+    act: str | None = None,
+    residual: bool = False,
     device_limits: int | None = None,
     tier: str | None = None,
 ) -> dict:
@@ -33,6 +35,11 @@ def explain(
             alignment matter: it may lie on any device.
         training (bool): with the batch's statistics; else with the running ones. Default: True.
         backward (bool): the gradients instead of the output. Default: False.
+        act (str, optional): the name of the activation that is computed besides, as by
+            :func:`fastreg.functional.batch_norm_act`; "identity" for none. Default: no more than a batch norm is
+            computed, unless residual says otherwise.
+        residual (bool): with a residual: forward reads it, and writes what backward needs; backward writes its
+            gradient. Default: False.
         device_limits (int, optional): compute capability of a typical device to plan for: 75, 80, 86, 90, 100 or 120.
             Default: the current CUDA device.
         tier (str, optional): plan this tier, whether or not it is the fastest. Default: the one that is chosen.
@@ -41,13 +48,14 @@ def explain(
         dict: ``tier``, how the work is done: ``slab`` (channels kept in a block's shared memory), ``cluster`` (in that
         of a cluster of blocks), ``grid`` (in that of a team of blocks that wait for each other), ``l2`` (the same, what
         does not fit there left in L2) or ``streamed`` (read twice); ``launches``; ``bytes_per_element`` of memory read
-        and written; where the tier says so, ``blocks``, ``threads`` per block, ``cluster`` in blocks,
+        and written, all gradients wanted, an eighth for each time that one bit per element is; where the tier says so, ``blocks``, ``threads`` per block, ``cluster`` in blocks,
         ``channels_per_block``, ``buffers`` and ``shared_bytes`` per block; of teams, ``splits`` (blocks of one) and
         ``reread`` (share of the elements read once more, from L2). Where the tier asked for cannot do it, ``refusal``
         instead: why.
 
     Raises:
-        ValueError: input is empty or has fewer than 2 dimensions; device_limits or tier is not one of those named.
+        ValueError: input is empty or has fewer than 2 dimensions; device_limits or tier is not one of those named; act
+            is not the name of an activation that the kernels compute.
         TypeError: input is not of one of those dtypes.
         RuntimeError: the extension was not built, or there is no CUDA device and device_limits is None.
     """
@@ -56,6 +64,5 @@ def explain(
     if input.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise TypeError(f"explain: input must be float32, float64, float16 or bfloat16, got {input.dtype}")
     aligned = input.is_meta or input.data_ptr() % 16 == 0
-    return _extension.module().plan_batch_norm(
-        *_channel_layout(input), input.element_size(), aligned, training, backward, device_limits, tier
-    )
+    layout = *_channel_layout(input), input.element_size(), aligned
+    return _extension.module().plan_batch_norm(*layout, training, backward, act, residual, device_limits, tier)

@@ -67,8 +67,36 @@ def test_meta():
         (TypeError, "got torch.int32", {"input": torch.empty(2, 3, dtype=torch.int32)}),
         (ValueError, "75, 80, 86, 90, 100 or 120, got 70", {"device_limits": 70}),
         (ValueError, "the name of a tier, got 'fastest'", {"tier": "fastest"}),
+        (ValueError, "the name of an activation, got 'swoosh'", {"act": "swoosh"}),
     ],
 )
 def test_refused(error, message, arguments):
     with pytest.raises(error, match=f"^explain: .*{message}"):
         fastreg.explain(**{"input": half(2, 3), "device_limits": 90, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "act", "residual", "forward", "backward"),
+    [
+        # On chip: x and the residual read, y and a bit written; x, dy and the bit read, both gradients written.
+        ((32, 2048, 7, 7), torch.float16, "relu", True, 6.125, 8.125),
+        ((32, 2048, 7, 7), torch.float32, "relu", True, 12.125, 16.125),
+        ((32, 2048, 7, 7), torch.float32, "silu", True, 12, 20),
+        ((32, 2048, 7, 7), torch.float32, "identity", True, 12, 16),
+        ((32, 2048, 7, 7), torch.float32, "relu", False, 8, 12),
+        # Streamed: what tells relu's side is read in both passes backward.
+        ((8, 16, 3, 3), torch.float64, "silu", True, 32, 64),
+        # Bits of a byte that several blocks set are cleared first.
+        ((8, 16, 3, 3), torch.float64, "relu", True, 32.25, 48.25),
+    ],
+)
+def test_fused(shape, dtype, act, residual, forward, backward):
+    x = torch.empty(shape, dtype=dtype)
+    told = [
+        fastreg.explain(x, act=act, residual=residual, backward=backward, device_limits=90)
+        for backward in (False, True)
+    ]
+    assert [plan["bytes_per_element"] for plan in told] == [forward, backward]
+    plain = fastreg.explain(x, device_limits=90)
+    assert told[0]["launches"] == plain["launches"] + (forward % 1 == 0.25)
+    assert fastreg.explain(x, act="identity", device_limits=90)["bytes_per_element"] == plain["bytes_per_element"]

@@ -20,13 +20,17 @@ Epilogue<T> epilogue_of(const CudaFusion& fusion) {
   return epilogue;
 }
 
+EpilogueTraffic traffic_of(const CudaFusion& fusion, bool grad_residual = false) {
+  return {fusion.residual.defined(), fusion.gate.defined(), grad_residual};
+}
+
 // Of a forward pass: epilogue(T{}).
 auto forward_epilogue(const Planned& planned, const CudaFusion& fusion) {
-  const bool shared = fusion.gate.defined() && shares_gate_bytes(planned.plan, planned.problem);
+  const bool shared = planned.plan.shares_gates;
   if (shared) fusion.gate.zero_();
   return [&fusion, shared](auto tag) {
     auto epilogue = epilogue_of<decltype(tag)>(fusion);
-    epilogue.gate_is_shared = shared;
+    epilogue.shares_gates = shared;
     return epilogue;
   };
 }
@@ -36,20 +40,21 @@ struct BatchNormActBackend {
 
   static void train(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
                     const Statistics& statistics, const Running& running, const CudaFusion& fusion) {
-    const Planned planned(kOp, layout, BatchNormPass::train, {x, y, fusion.residual}, true);
+    const Planned planned(kOp, layout, BatchNormPass::train, {x, y, fusion.residual}, true, traffic_of(fusion));
     cuda::train(kOp, planned, x, y, affine, statistics, running, forward_epilogue(planned, fusion));
   }
 
   static void eval(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
                    const Statistics& statistics, const CudaFusion& fusion) {
-    const Planned planned(kOp, layout, BatchNormPass::eval, {x, y, fusion.residual}, true);
+    const Planned planned(kOp, layout, BatchNormPass::eval, {x, y, fusion.residual}, true, traffic_of(fusion));
     cuda::eval(kOp, layout, x, y, affine, statistics, forward_epilogue(planned, fusion));
   }
 
   static void backward(const ChannelLayout& layout, const Tensor& dy, const Tensor& x, const Affine& affine,
                        const Statistics& statistics, const CudaFusion& fusion, const FusedGradients& gradients) {
     const Planned planned(kOp, layout, backward_pass(statistics),
-                          {x, dy, fusion.residual, gradients.input, gradients.residual}, true);
+                          {x, dy, fusion.residual, gradients.input, gradients.residual}, true,
+                          traffic_of(fusion, gradients.residual.defined()));
     const Tensor bias = contiguous(affine.bias);
     cuda::backward(kOp, planned, dy, x, affine.weight, statistics, gradients, [&](auto tag) {
       using T = decltype(tag);

@@ -59,8 +59,9 @@ struct Planned {
   BatchNormProblem problem;
   BatchNormPlan plan;
 
-  Planned(const char* op, const ChannelLayout& layout, BatchNormPass pass, const TensorList& tensors, bool fused) {
-    problem = {shape_of(layout), int(tensors[0].element_size()), true, pass, fused};
+  Planned(const char* op, const ChannelLayout& layout, BatchNormPass pass, const TensorList& tensors, bool fused,
+          const EpilogueTraffic& epilogue = {}) {
+    problem = {shape_of(layout), int(tensors[0].element_size()), true, pass, fused, epilogue};
     for (const Tensor& t : tensors) problem.aligned &= !t.defined() || is_aligned(t.const_data_ptr());
     const DeviceLimits limits = current_limits(op);
     const char* const name = std::getenv("FASTREG_BATCH_NORM_TIER");

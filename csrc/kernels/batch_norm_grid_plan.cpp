@@ -45,6 +45,7 @@ BatchNormPlan plan_of(const BatchNormProblem& p, const DeviceLimits& limits, Tie
   plan.buffers = buffers;
   plan.channels_per_block = s.rows ? columns * vector : 1;
   plan.accesses = tensors + 1;
+  add_epilogue(p, 1, s.rows ? s.channels : s.size, plan);
   const int64_t groups = ceil_div(s.channels, plan.channels_per_block);
 
   // In steps, of one vector for each thread of a block: of a group; of what a block can keep; of what fits into L2.
@@ -92,7 +93,7 @@ BatchNormPlan plan_of(const BatchNormProblem& p, const DeviceLimits& limits, Tie
   const double wait = plan.splits > 1 ? kWait : 0;
   const bool overlaps = per_multiprocessor > 1 && (buffers > 1 || plan.splits == 1);
   const double next = overlaps ? std::max(work, work / 2 + kReduction) : work + kReduction + wait;
-  plan.cost = kLaunch + work + wait + double(rounds - 1) * next;
+  plan.cost = plan.launches * kLaunch + work + wait + double(rounds - 1) * next;
   if (plan.splits > 1) plan.cost *= kTeams;
   if (s.rows && columns * 16 < 128 && columns * vector < s.channels) plan.cost *= kNarrow;
   return plan;

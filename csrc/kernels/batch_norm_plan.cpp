@@ -45,6 +45,7 @@ bool is_training(BatchNormPass pass) { return pass == BatchNormPass::train || pa
 double bytes_of(const BatchNormProblem& p) { return double(p.shape.elements()) * p.element_bytes; }
 
 BatchNormPlan streamed_plan(const BatchNormProblem& p, const DeviceLimits& limits) {
+  const BatchNormShape& s = p.shape;
   BatchNormPlan plan;
   switch (p.pass) {
     case BatchNormPass::train:
@@ -60,6 +61,9 @@ BatchNormPlan streamed_plan(const BatchNormProblem& p, const DeviceLimits& limit
       plan.accesses = 3;
       break;
   }
+  const int64_t run = s.rows ? s.channels : s.size;
+  const bool vectors = moves_vectors(p.element_bytes) && p.aligned && run % (16 / p.element_bytes) == 0;
+  add_epilogue(p, is_training(p.pass) ? 2 : 1, vectors ? run : 1, plan);
   plan.cost = plan.launches * kLaunch + plan.accesses * bytes_of(p) / limits.multiprocessors;
   return plan;
 }
@@ -97,6 +101,8 @@ BatchNormPlan slab_plan_of(const BatchNormProblem& p, const DeviceLimits& limits
   plan.cluster = cluster;
   plan.channels_per_block = choice.channels;
   plan.accesses = backward ? 3 : 2;
+  // Of an item, and of one that is cut short.
+  add_epilogue(p, 1, std::gcd(choice.channels * s.size, s.channels * s.size), plan);
   // Eight vectors a thread, in whole warps; of grouped channels whole runs.
   const int most = limits.threads_per_block / 32 * 32;
   int64_t threads = 128;
@@ -127,11 +133,12 @@ BatchNormPlan slab_plan_of(const BatchNormProblem& p, const DeviceLimits& limits
       plan.accesses * waves(items, together, cluster, share_bytes, limits) * std::pow(kClusterStep, log2_of(cluster));
   const bool overlaps = plan.buffers == 2 || (cluster == 1 && together >= 2 * limits.multiprocessors);
   if (!overlaps) plan.cost *= kSingleBuffer;
-  plan.cost += kLaunch + (cluster > 1 ? kCluster : 0.0);
+  plan.cost += plan.launches * kLaunch + (cluster > 1 ? kCluster : 0.0);
   return plan;
 }
 
-BatchNormPlan slab_plan(const BatchNormProblem& p, const DeviceLimits& limits, Tier tier) {
+// The plan whose items have runs of multiples of `unit` elements, a multiple of a vector.
+BatchNormPlan slab_plan(const BatchNormProblem& p, const DeviceLimits& limits, Tier tier, int unit) {
   const BatchNormShape& s = p.shape;
   const int vector = 16 / p.element_bytes;
   if (!is_training(p.pass)) return refused(tier, "evaluation reads each tensor once as it is");
@@ -143,7 +150,7 @@ BatchNormPlan slab_plan(const BatchNormProblem& p, const DeviceLimits& limits, T
     return refused(tier, "a channel does not fit into the shared memory of a cluster");
 
   SlabChoice choice;
-  const int64_t least = vector / std::gcd<int64_t>(s.size, vector);
+  const int64_t least = unit / std::gcd<int64_t>(s.size, unit);
   choice.channels = least;
   while (choice.channels * s.size * p.element_bytes < kRun && choice.channels < s.channels) choice.channels *= 2;
   choice.channels = std::min(choice.channels, s.channels);
@@ -163,6 +170,15 @@ BatchNormPlan slab_plan(const BatchNormProblem& p, const DeviceLimits& limits, T
     if (!best.possible() || (plan.possible() && !too_small && plan.cost < best.cost)) best = plan;
   }
   return best;
+}
+
+BatchNormPlan slab_plan(const BatchNormProblem& p, const DeviceLimits& limits, Tier tier) {
+  const int vector = 16 / p.element_bytes;
+  const BatchNormPlan plan = slab_plan(p, limits, tier, vector);
+  // Other groups of channels may leave each block its own bytes of gates.
+  if (!plan.shares_gates || p.shape.channels * p.shape.size % 8 != 0) return plan;
+  const BatchNormPlan whole = slab_plan(p, limits, tier, std::max(vector, 8));
+  return whole.possible() && whole.cost < plan.cost ? whole : plan;
 }
 
 BatchNormPlan plan_of(Tier tier, const BatchNormProblem& problem, const DeviceLimits& limits) {
@@ -199,6 +215,20 @@ std::optional<Tier> tier_named(const std::string& name) {
   for (const Tier tier : kTiers)
     if (name == tier_name(tier)) return tier;
   return std::nullopt;
+}
+
+EpilogueTraffic epilogue_traffic(ActivationKind act, bool residual, bool backward) {
+  const bool gate = residual && is_gated(act), needs_argument = !gate && act != ActivationKind::identity;
+  return {residual && (!backward || needs_argument), gate, residual && backward};
+}
+
+void add_epilogue(const BatchNormProblem& p, int readings, int64_t run, BatchNormPlan& plan) {
+  const bool backward = p.pass == BatchNormPass::train_backward || p.pass == BatchNormPass::eval_backward;
+  const int times = backward ? readings : 1;
+  plan.accesses += times * p.epilogue.residual + p.epilogue.grad_residual;
+  plan.gate_accesses += times * p.epilogue.gate;
+  plan.shares_gates = p.epilogue.gate && !backward && run % 8 != 0;
+  if (plan.shares_gates) ++plan.launches, ++plan.gate_accesses;
 }
 
 std::optional<DeviceLimits> typical_limits(int compute_capability) {

@@ -6,6 +6,8 @@
 #include <optional>
 #include <string>
 
+#include "activation.h"
+
 namespace fastreg {
 
 // How [N, C, ...] lies in memory: [planes, channels, size] ("planes"), or [planes * size, channels] ("rows",
@@ -30,6 +32,18 @@ constexpr Tier kTiers[] = {Tier::slab, Tier::cluster, Tier::grid, Tier::l2, Tier
 const char* tier_name(Tier tier);
 std::optional<Tier> tier_named(const std::string& name);
 
+// What an epilogue moves in a pass besides.
+struct EpilogueTraffic {
+  bool residual = false;       // read: forward; backward where act's derivative is computed from it
+  bool gate = false;           // a bit per element, written forward, read backward
+  bool grad_residual = false;  // written
+};
+// Of a forward pass whose backward pass will come, or of that one, with the gradients of all wanted.
+EpilogueTraffic epilogue_traffic(ActivationKind act, bool residual, bool backward);
+
+// Streamed kernels with an epilogue move elements of this size by vectors, where these fit.
+constexpr bool moves_vectors(int element_bytes) { return element_bytes <= 4; }
+
 // What the choice depends on.
 struct BatchNormProblem {
   BatchNormShape shape;
@@ -37,6 +51,7 @@ struct BatchNormProblem {
   bool aligned;  // all tensors start at multiples of 16 bytes
   BatchNormPass pass;
   bool fused = false;  // with an epilogue
+  EpilogueTraffic epilogue = {};
 };
 
 constexpr int kClusterSizes = 5;  // of 1, 2, 4, 8 and 16 blocks
@@ -68,6 +83,11 @@ struct BatchNormPlan {
   int buffers = 1;           // 2: one item is loaded while the one before it is processed
   int64_t shared_bytes = 0;  // per block
   int accesses = 0;          // of memory per element, read and written
+  int gate_accesses = 0;     // of its gate, a bit
+  // Whether the gates of a byte are those of threads that do not know of each other, in different blocks maybe. Then
+  // the forward pass sets bits, which are cleared in a launch of its own before. Else neighbouring threads move eight
+  // neighbouring elements, in whole vectors, and the byte is written.
+  bool shares_gates = false;
   int launches = 1;
   // grid and l2
   int columns = 1;           // vectors side by side in a group of channels
@@ -78,7 +98,12 @@ struct BatchNormPlan {
   double cost = 0;           // relative time: bytes per multiprocessor
 
   bool possible() const { return refusal.empty(); }
+  double bytes_per_element(int element_bytes) const { return accesses * element_bytes + gate_accesses / 8.0; }
 };
+
+// Adds what the problem's epilogue moves. readings: how often backward reads dy, and with it what tells act's
+// derivative. run: elements next to each other that are moved by threads next to each other.
+void add_epilogue(const BatchNormProblem& problem, int readings, int64_t run, BatchNormPlan& plan);
 
 // The cheapest plan; of the tier alone where one is given, which may then refuse. Streamed never does.
 BatchNormPlan plan_batch_norm(const BatchNormProblem& problem, const DeviceLimits& limits,

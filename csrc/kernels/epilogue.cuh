@@ -4,7 +4,7 @@
 // dropout stream has 8 elements: a vector of 8 makes one Philox call, one of 4 or fewer makes one, too, and uses a
 // part. Gates. Bit j belongs to element j of the tensor. A thread that has a byte's eight elements writes it; of two
 // neighbours with four each, in lanes 2 k and 2 k + 1, the even one does, after a shuffle. Where that is not so (see
-// shares_gate_bytes) bits are set by atomic operations on words that are zero before: their order does not matter.
+// BatchNormPlan) bits are set by atomic operations on words that are zero before: their order does not matter.
 //
 // Bytes per element besides batch norm's, s = sizeof(T): forward s for the residual, 1 / 8 for gates. Backward s for
 // the gradient of the residual, s for the residual, or 1 / 8 for gates, each time that dy is read.
@@ -225,7 +225,7 @@ class Stages<T, Epilogue<T>> {
     static_assert(V == 8 || V == 4 || V == 1, "a byte is of one vector, of two, or shared");
     if constexpr (V == 8) {
       store(e_.gate + offset / 8, static_cast<unsigned char>(open));
-    } else if (V == 1 || e_.gate_is_shared) {
+    } else if (V == 1 || e_.shares_gates) {
       if (open != 0) atomicOr(reinterpret_cast<unsigned*>(e_.gate) + offset / 32, open << offset % 32);
     } else {
       const int lane = int(threadIdx.x) % 32;

@@ -22,7 +22,7 @@ struct Epilogue {
   A pre_parameter = 0, parameter = 0;
   const T* residual = nullptr;
   unsigned char* gate = nullptr;  // bit j: of element j in memory order. Written forward, read backward
-  bool gate_is_shared = false;    // forward: see shares_gate_bytes
+  bool shares_gates = false;      // forward: the plan's
   bool drops = false;
   A keep_scale = 1;
   DropThreshold threshold = {};
@@ -45,24 +45,6 @@ struct Epilogue {
     state = dropout.state;
   }
 };
-
-// Streamed kernels with an epilogue move elements of this size by vectors, where these fit.
-constexpr bool moves_vectors(int element_bytes) { return element_bytes <= 4; }
-inline bool moves_vectors(int element_bytes, const BatchNormShape& s, bool all_aligned) {
-  return moves_vectors(element_bytes) && all_aligned && (s.rows ? s.channels : s.size) % (16 / element_bytes) == 0;
-}
-
-// Whether the gates of a byte are those of threads that do not know of each other, in different blocks maybe. Then the
-// forward pass sets bits, which must be zero before. Else neighbouring elements of a multiple of 8 in number are moved
-// by neighbouring threads, in whole vectors, and the byte is written.
-inline bool shares_gate_bytes(const BatchNormPlan& plan, const BatchNormProblem& problem) {
-  const BatchNormShape& s = problem.shape;
-  if (plan.tier == Tier::streamed && !moves_vectors(problem.element_bytes, s, problem.aligned)) return true;
-  if (s.rows) return s.channels % 8 != 0;
-  const bool groups = plan.tier == Tier::slab || plan.tier == Tier::cluster;
-  const int64_t run = (groups ? plan.channels_per_block : 1) * s.size;
-  return run % 8 != 0 || s.channels * s.size % 8 != 0;  // also of a group that is cut short
-}
 
 // Of any epilogue.
 inline bool is_aligned(const NoEpilogue&) { return true; }

@@ -51,7 +51,6 @@ struct FusedRun {
   Buffer<int64_t> state, used;
   BatchNormProblem problem;
   BatchNormPlan forward_plan, backward_plan;
-  bool gate_is_shared;
   host_executor::Result forward, backward;
 
   explicit FusedRun(const FusedCase& c)
@@ -80,9 +79,10 @@ struct FusedRun {
       std::fill(p.bias.begin(), p.bias.end(), 0.0);
     }
     problem = {c.shape, int(sizeof(T)), c.offset == 0, c.training ? BatchNormPass::train : BatchNormPass::eval, true};
+    problem.epilogue = {c.residual, c.has_gate(), false};
     forward_plan = plan_batch_norm(problem, c.limits, c.tier);
-    gate_is_shared = shares_gate_bytes(forward_plan, problem);
     problem.pass = c.training ? BatchNormPass::train_backward : BatchNormPass::eval_backward;
+    problem.epilogue = {c.residual && !c.has_gate(), c.has_gate(), c.residual};
     backward_plan = plan_batch_norm(problem, c.limits, c.tier);
   }
   bool possible() const { return forward_plan.possible() && backward_plan.possible(); }
@@ -130,8 +130,8 @@ struct FusedRun {
     Epilogue<T> e = epilogue();
     if (c.residual) e.residual = residual.data();
     if (c.p > 0) e.state.used = used.data();
-    e.gate_is_shared = gate_is_shared;
-    if (gate_is_shared) std::fill(gate.begin(), gate.end(), 0);
+    e.shares_gates = forward_plan.shares_gates;
+    if (e.shares_gates) std::fill(gate.begin(), gate.end(), 0);
     Scratch scratch(batch_norm_workspace(forward_plan, problem, nullptr, device));
     forward = testing::run_clean(schedule, count, what + " forward", [&] {
       return c.training ? launch_batch_norm_train<T>(forward_plan, x.data(), y.data(), shape, parameter(weight),
