@@ -48,10 +48,10 @@ def explain(
         dict: ``tier``, how the work is done: ``slab`` (channels kept in a block's shared memory), ``cluster`` (in that
         of a cluster of blocks), ``grid`` (in that of a team of blocks that wait for each other), ``l2`` (the same, what
         does not fit there left in L2) or ``streamed`` (read twice); ``launches``; ``bytes_per_element`` of memory read
-        and written, all gradients wanted, an eighth for each time that one bit per element is; where the tier says so, ``blocks``, ``threads`` per block, ``cluster`` in blocks,
-        ``channels_per_block``, ``buffers`` and ``shared_bytes`` per block; of teams, ``splits`` (blocks of one) and
-        ``reread`` (share of the elements read once more, from L2). Where the tier asked for cannot do it, ``refusal``
-        instead: why.
+        and written, all gradients wanted, an eighth for each time that one bit per element is; where the tier says so,
+        ``blocks``, ``threads`` per block, ``cluster`` in blocks, ``channels_per_block``, ``buffers`` and
+        ``shared_bytes`` per block; of teams, ``splits`` (blocks of one) and ``reread`` (share of the elements read once
+        more, from L2). Where the tier asked for cannot do it, ``refusal`` instead: why.
 
     Raises:
         ValueError: input is empty or has fewer than 2 dimensions; device_limits or tier is not one of those named; act
