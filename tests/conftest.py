@@ -11,7 +11,8 @@ import hypothesis
 import pytest
 import torch
 
-if os.environ.get("FASTREG_TEST_KERNELS") == "host-executor":
+EXECUTED = os.environ.get("FASTREG_TEST_KERNELS") == "host-executor"
+if EXECUTED:
     from tests.host_executor import extension
 
     sys.modules["fastreg._C"] = extension.load()
@@ -38,6 +39,7 @@ def has_zoo():
 # Markers of tests that cannot run everywhere: whether they can here, and what the summary says where they cannot.
 NEEDS = {
     "cuda": (lambda config: torch.cuda.is_available(), "need a GPU and have not run: there is none here"),
+    "executor": (lambda config: EXECUTED, "need the host executor and have not run: make kernel-test runs them"),
     "nvcc": (lambda config: has_nvcc(), "need nvcc and have not run: there is none here"),
     "triton": (
         lambda config: importlib.util.find_spec("triton") is not None,

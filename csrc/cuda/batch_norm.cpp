@@ -7,7 +7,7 @@ namespace {
 
 constexpr const char* kOp = "batch_norm";
 
-constexpr auto without_epilogue = [](auto) { return NoEpilogue{}; };
+constexpr auto without_epilogue = [](auto...) { return NoEpilogue{}; };
 
 struct BatchNormBackend {
   using Guard = cuda::Guard;

@@ -24,15 +24,12 @@ EpilogueTraffic traffic_of(const CudaFusion& fusion, bool grad_residual = false)
   return {fusion.residual.defined(), fusion.gate.defined(), grad_residual};
 }
 
-// Of a forward pass: epilogue(T{}).
-auto forward_epilogue(const Planned& planned, const CudaFusion& fusion) {
-  const bool shared = planned.plan.shares_gates;
-  if (shared) fusion.gate.zero_();
-  return [&fusion, shared](auto tag) {
-    auto epilogue = epilogue_of<decltype(tag)>(fusion);
-    epilogue.shares_gates = shared;
-    return epilogue;
-  };
+template <class T>
+Epilogue<T> forward_epilogue(const BatchNormPlan& plan, const CudaFusion& fusion, T) {
+  Epilogue<T> epilogue = epilogue_of<T>(fusion);
+  epilogue.shares_gates = plan.shares_gates;
+  if (plan.shares_gates) fusion.gate.zero_();
+  return epilogue;
 }
 
 struct BatchNormActBackend {
@@ -41,13 +38,15 @@ struct BatchNormActBackend {
   static void train(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
                     const Statistics& statistics, const Running& running, const CudaFusion& fusion) {
     const Planned planned(kOp, layout, BatchNormPass::train, {x, y, fusion.residual}, true, traffic_of(fusion));
-    cuda::train(kOp, planned, x, y, affine, statistics, running, forward_epilogue(planned, fusion));
+    cuda::train(kOp, planned, x, y, affine, statistics, running,
+                [&](const BatchNormPlan& plan, auto tag) { return forward_epilogue(plan, fusion, tag); });
   }
 
   static void eval(const ChannelLayout& layout, const Tensor& x, const Tensor& y, const Affine& affine,
                    const Statistics& statistics, const CudaFusion& fusion) {
     const Planned planned(kOp, layout, BatchNormPass::eval, {x, y, fusion.residual}, true, traffic_of(fusion));
-    cuda::eval(kOp, layout, x, y, affine, statistics, forward_epilogue(planned, fusion));
+    cuda::eval(kOp, layout, x, y, affine, statistics,
+               [&](auto tag) { return forward_epilogue(planned.plan, fusion, tag); });
   }
 
   static void backward(const ChannelLayout& layout, const Tensor& dy, const Tensor& x, const Affine& affine,
@@ -56,7 +55,7 @@ struct BatchNormActBackend {
                           {x, dy, fusion.residual, gradients.input, gradients.residual}, true,
                           traffic_of(fusion, gradients.residual.defined()));
     const Tensor bias = contiguous(affine.bias);
-    cuda::backward(kOp, planned, dy, x, affine.weight, statistics, gradients, [&](auto tag) {
+    cuda::backward(kOp, planned, dy, x, affine.weight, statistics, gradients, [&](const BatchNormPlan&, auto tag) {
       using T = decltype(tag);
       Epilogue<T> epilogue = epilogue_of<T>(fusion);
       epilogue.bias = values_of(bias);

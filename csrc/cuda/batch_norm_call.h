@@ -51,31 +51,6 @@ inline DeviceLimits current_limits(const char* op) {
   return limits;
 }
 
-using TensorList = std::vector<Tensor>;
-
-// The plan of a pass over these tensors, all of one layout. FASTREG_BATCH_NORM_TIER names the tier to take wherever it
-// can be; for tests.
-struct Planned {
-  BatchNormProblem problem;
-  BatchNormPlan plan;
-
-  Planned(const char* op, const ChannelLayout& layout, BatchNormPass pass, const TensorList& tensors, bool fused,
-          const EpilogueTraffic& epilogue = {}) {
-    problem = {shape_of(layout), int(tensors[0].element_size()), true, pass, fused, epilogue};
-    for (const Tensor& t : tensors) problem.aligned &= !t.defined() || is_aligned(t.const_data_ptr());
-    const DeviceLimits limits = current_limits(op);
-    const char* const name = std::getenv("FASTREG_BATCH_NORM_TIER");
-    if (name == nullptr || *name == 0) {
-      plan = plan_batch_norm(problem, limits);
-      return;
-    }
-    const std::optional<Tier> tier = tier_named(name);
-    TORCH_CHECK_VALUE(tier, op, ": FASTREG_BATCH_NORM_TIER must name a tier, got ", name);
-    plan = plan_batch_norm(problem, limits, tier);
-    if (!plan.possible()) plan = plan_batch_norm(problem, limits, Tier::streamed);
-  }
-};
-
 // Scratch memory for the reductions, alive as long as this is; the allocator keeps it for the stream's work.
 struct Scratch {
   Tensor partials, tickets;
@@ -93,6 +68,55 @@ struct Scratch {
   }
 };
 
+using TensorList = std::vector<Tensor>;
+
+// Errors of a launch whose blocks cannot be resident together although the device's limits promise it: under MPS, in a
+// green context, with a debugger. Nothing has been launched then.
+inline bool is_refused(cudaError_t error) {
+  return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorLaunchOutOfResources ||
+         error == cudaErrorInvalidClusterSize || error == cudaErrorNotSupported;
+}
+
+// The plan of a pass over these tensors, all of one layout. FASTREG_BATCH_NORM_TIER names the tier to take wherever it
+// can be; for tests.
+struct Planned {
+  BatchNormProblem problem;
+  DeviceLimits limits;
+  BatchNormPlan plan;
+
+  Planned(const char* op, const ChannelLayout& layout, BatchNormPass pass, const TensorList& tensors, bool fused,
+          const EpilogueTraffic& epilogue = {})
+      : problem{shape_of(layout), int(tensors[0].element_size()), true, pass, fused, epilogue},
+        limits(current_limits(op)) {
+    for (const Tensor& t : tensors) problem.aligned &= !t.defined() || is_aligned(t.const_data_ptr());
+    const char* const name = std::getenv("FASTREG_BATCH_NORM_TIER");
+    if (name == nullptr || *name == 0) {
+      plan = plan_batch_norm(problem, limits);
+      return;
+    }
+    const std::optional<Tier> tier = tier_named(name);
+    TORCH_CHECK_VALUE(tier, op, ": FASTREG_BATCH_NORM_TIER must name a tier, got ", name);
+    plan = plan_batch_norm(problem, limits, tier);
+    if (!plan.possible()) plan = plan_batch_norm(problem, limits, Tier::streamed);
+  }
+
+  // f(plan, workspace) launches: what is planned, or streamed where the device refuses that. running: of the training
+  // pass, else null.
+  template <class F>
+  void launch(const char* op, const Tensor& x, const RunningUpdate* running, F&& f) const {
+    const auto launched = [&](const BatchNormPlan& by) {
+      const Scratch scratch(x, batch_norm_workspace(by, problem, running, current_device()));
+      return f(by, scratch.get());
+    };
+    cudaError_t error = launched(plan);
+    if (plan.tier != Tier::streamed && is_refused(error)) {
+      cudaGetLastError();  // it has been dealt with
+      error = launched(plan_batch_norm(problem, limits, Tier::streamed));
+    }
+    check(op, error);
+  }
+};
+
 // mean, var: the running statistics, contiguous.
 inline RunningUpdate update_of(const Running& running, const Tensor& mean, const Tensor& var) {
   RunningUpdate update;
@@ -105,7 +129,8 @@ inline RunningUpdate update_of(const Running& running, const Tensor& mean, const
   return update;
 }
 
-// In all of these epilogue(T{}) is a NoEpilogue or an Epilogue<T>; planned.problem.fused says which.
+// In all of these epilogue(T{}), or in training epilogue(plan, T{}) for a launch by that plan, is a NoEpilogue or an
+// Epilogue<T>; planned.problem.fused says which.
 
 template <class F>
 void train(const char* op, const Planned& planned, const Tensor& x, const Tensor& y, const Affine& affine,
@@ -114,12 +139,13 @@ void train(const char* op, const Planned& planned, const Tensor& x, const Tensor
   const Tensor weight = contiguous(affine.weight), bias = contiguous(affine.bias);
   const Tensor mean = contiguous(running.mean), var = contiguous(running.var);
   const RunningUpdate update = update_of(running, mean, var);
-  const Scratch scratch(x, batch_norm_workspace(planned.plan, planned.problem, &update, device));
   dispatch_floating(x.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
-    check(op, launch_batch_norm_train(planned.plan, const_data<T>(x), data<T>(y), planned.problem.shape,
-                                      values_of(weight), values_of(bias), statistics_of(statistics), update,
-                                      scratch.get(), device, epilogue(tag)));
+    planned.launch(op, x, &update, [&](const BatchNormPlan& plan, const Workspace& workspace) {
+      return launch_batch_norm_train(plan, const_data<T>(x), data<T>(y), planned.problem.shape, values_of(weight),
+                                     values_of(bias), statistics_of(statistics), update, workspace, device,
+                                     epilogue(plan, tag));
+    });
   });
   if (mean.defined() && !mean.is_same(running.mean)) running.mean.copy_(mean);
   if (var.defined() && !var.is_same(running.var)) running.var.copy_(var);
@@ -145,16 +171,17 @@ void backward(const char* op, const Planned& planned, const Tensor& dy, const Te
   const Tensor w = contiguous(weight);
   const Statistics s = {statistics.stats, contiguous(statistics.running_mean), contiguous(statistics.running_var),
                         statistics.eps};
-  const Scratch scratch(x, batch_norm_workspace(planned.plan, planned.problem, nullptr, device));
   const Tensor coefficients = at::empty({2, planned.problem.shape.channels},
                                         x.options().dtype(compute_dtype(x.scalar_type())).memory_format(std::nullopt));
   dispatch_floating(x.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     T* const dx = gradients.input.defined() ? data<T>(gradients.input) : nullptr;
-    check(op, launch_batch_norm_backward(planned.plan, const_data<T>(dy), const_data<T>(x), dx, planned.problem.shape,
-                                         values_of(w), statistics_of(s), values_of(gradients.weight),
-                                         values_of(gradients.bias), coefficients.data_ptr(), scratch.get(), device,
-                                         epilogue(tag)));
+    planned.launch(op, x, nullptr, [&](const BatchNormPlan& plan, const Workspace& workspace) {
+      return launch_batch_norm_backward(plan, const_data<T>(dy), const_data<T>(x), dx, planned.problem.shape,
+                                        values_of(w), statistics_of(s), values_of(gradients.weight),
+                                        values_of(gradients.bias), coefficients.data_ptr(), workspace, device,
+                                        epilogue(plan, tag));
+    });
   });
 }
 

@@ -14,7 +14,9 @@
 // the very vectors that it normalises later, in slots of its own: no barrier, no bank conflict.
 //
 // Bytes per element, s = sizeof(T): forward 2 s (one read, one write), backward 3 s (dy and x read, dx written);
-// besides, of what is not kept, s and 2 s from L2.
+// besides, of what is not kept, s and 2 s from L2. With an epilogue, see there, the gradient of z takes dy's place: in
+// shared memory, or where it is not kept there in dx, until that is written. What it depends on is read once, and
+// backward moves 3 s through L2.
 #pragma once
 
 #include "batch_norm_grid_plan.h"
@@ -22,6 +24,7 @@
 #include "channel_reduction.cuh"
 #include "channel_walk.cuh"
 #include "device.h"
+#include "epilogue.cuh"
 #include "grid_sync.h"
 #include "memory.h"
 
@@ -128,10 +131,14 @@ struct Team {
   }
 };
 
-template <class T, int V, bool kRows>
+// Vectors in flight. Fused stages need registers.
+template <class E, int kPlain, int kFused = 2>
+constexpr int kTogether = is_fused<E> ? kFused : kPlain;
+
+template <class T, int V, bool kRows, class E>
 __global__ void __launch_bounds__(256, 2)
     batch_norm_grid_train_kernel(const T* x, T* y, GridDivision d, ChannelValues weight, ChannelValues bias,
-                                 ChannelStatistics statistics, RunningUpdate running, Workspace workspace) {
+                                 ChannelStatistics statistics, RunningUpdate running, Workspace workspace, E epilogue) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
   using Channels = Walk<V, kRows>;
@@ -139,37 +146,34 @@ __global__ void __launch_bounds__(256, 2)
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
   const Team<T, V, kRows> team{d, workspace};
   const GridScratch<Moments<A>, ForwardStep<A>> scratch(shared, K, team.width);
+  const Stages<T, E> stages(epilogue);
   const A factor = running_factor<A>(running);
 
   const auto gather = [&](int64_t group, int buffer) {
     Channels walk(d.of, group, team.split);
-    Vector<T, K> first = {};
-    if (walk.channel(0) < d.of.channels) first = load(walk.centres(x));
-    Access* slot = team.slots(scratch.kept, buffer, 1, 0);
+    Values<T, K> centre = {};
+    if (walk.channel(0) < d.of.channels) centre = stages.input(load(walk.centres(x)));
+    Access* const slots = team.slots(scratch.kept, buffer, 1, 0);
     MomentSums<T, V> sums;
-    walk.for_each(walk.least(d.kept), [&](const auto& offsets) {
-      constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-      Access v[kCount];
-#pragma unroll
-      for (int u = 0; u < kCount; ++u) v[u] = load_streaming(reinterpret_cast<const Access*>(x + offsets[u]));
-      if (sums.empty()) sums.start(to_compute(v[0]));
-#pragma unroll
-      for (int u = 0; u < kCount; ++u, slot += blockDim.x) {
-        sums.add(to_compute(v[u]));
-        store(slot, v[u]);
-      }
-    });
-    walk.for_each([&](const auto& offsets) {
-      constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-      Access v[kCount];
-#pragma unroll
-      for (int u = 0; u < kCount; ++u) v[u] = load(reinterpret_cast<const Access*>(x + offsets[u]));
-      if (sums.empty()) sums.start(to_compute(v[0]));
-#pragma unroll
-      for (int u = 0; u < kCount; ++u) sums.add(to_compute(v[u]));
-    });
+    struct Fetched {
+      Access x;
+      int number;
+    };
+    int next = 0;
+    walk.template for_each_fetched<is_fused<E>, kTogether<E, kInFlight, kInFlight>>(
+        [&](int64_t offset) -> Fetched {
+          const auto* const from = reinterpret_cast<const Access*>(x + offset);
+          const int number = next++;
+          return {number < d.kept ? load_streaming(from) : load(from), number};
+        },
+        [&](const Fetched& f, int) {
+          const Values<T, V> values = stages.input(f.x);
+          if (f.number == 0) sums.start(values);
+          sums.add(values);
+          if (f.number < d.kept) store(slots + f.number * int(blockDim.x), f.x);
+        });
     Moments<A> r[K];
-    sums.moments(to_compute(first), r);
+    sums.moments(centre, r);
     team.publish(r, scratch.results, walk, group);
   };
 
@@ -177,8 +181,8 @@ __global__ void __launch_bounds__(256, 2)
     const Moments<A> total = team.collect(scratch.results, group);
     const int64_t c = group * team.width + int(threadIdx.x);
     if (int(threadIdx.x) < team.width && c < d.of.channels) {
-      const A centre = to_compute(load(x + c * (kRows ? 1 : d.of.plane_vectors * V)));
-      const Normalisation<A> n = normalisation_of(centre, total, statistics.eps);
+      const auto* const first = reinterpret_cast<const Vector<T, 1>*>(x + c * (kRows ? 1 : d.of.plane_vectors * V));
+      const Normalisation<A> n = normalisation_of(stages.input(load(first)).value[0], total, statistics.eps);
       if (team.split == 0) write_statistics<T>(n, total, d.of.channels, c, statistics, running, factor);
       scratch.steps[threadIdx.x] = forward_step<T>(n, c, weight, bias);
     }
@@ -186,22 +190,23 @@ __global__ void __launch_bounds__(256, 2)
     team.read_steps(scratch.steps, steps);
 
     Channels walk(d.of, group, team.split);
-    const Access* slot = team.slots(scratch.kept, buffer, 1, 0);
-    walk.for_each(walk.least(d.kept), [&](const auto& offsets) {
-      constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-#pragma unroll
-      for (int u = 0; u < kCount; ++u, slot += blockDim.x)
-        store_streaming(reinterpret_cast<Access*>(y + offsets[u]), normalised(load(slot), steps));
-    });
-    walk.for_each([&](const auto& offsets) {
-      constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-      Access v[kCount];
-#pragma unroll
-      for (int u = 0; u < kCount; ++u) v[u] = load_streaming(reinterpret_cast<const Access*>(x + offsets[u]));
-#pragma unroll
-      for (int u = 0; u < kCount; ++u)
-        store_streaming(reinterpret_cast<Access*>(y + offsets[u]), normalised(v[u], steps));
-    });
+    const Access* const slots = team.slots(scratch.kept, buffer, 1, 0);
+    struct Fetched {
+      Access x;
+      typename Stages<T, E>::template Operands<V> operands;
+      int64_t offset;
+    };
+    int next = 0;
+    walk.template for_each_fetched<is_fused<E>, kTogether<E, kInFlight>>(
+        [&](int64_t offset) -> Fetched {
+          const int number = next++;
+          return {number < d.kept ? load(slots + number * int(blockDim.x))
+                                  : load_streaming(reinterpret_cast<const Access*>(x + offset)),
+                  stages.template forward_operands<V>(offset), offset};
+        },
+        [&](const Fetched& f, int) {
+          store_streaming(reinterpret_cast<Access*>(y + f.offset), stages.output(f.x, f.operands, f.offset, steps));
+        });
   };
   for_each_group(d, gather, finish);
 
@@ -211,56 +216,62 @@ __global__ void __launch_bounds__(256, 2)
   if (last && threadIdx.x == 0) store(running.num_batches_tracked, load(running.num_batches_tracked) + 1);
 }
 
-template <class T, int V, bool kRows>
+template <class T, int V, bool kRows, class E>
 __global__ void __launch_bounds__(256, 2)
     batch_norm_grid_backward_kernel(const T* dy, const T* x, T* dx, GridDivision d, ChannelValues weight,
                                     ChannelStatistics statistics, ChannelValues dweight, ChannelValues dbias,
-                                    Workspace workspace) {
+                                    Workspace workspace, E epilogue) {
   using A = compute_t<T>;
   using Access = Vector<T, V>;
   using Channels = Walk<V, kRows>;
   constexpr int K = Channels::kChannels;
-  constexpr int kAtOnce = K > 4 ? kInFlight / 2 : kInFlight;
+  constexpr int kAtOnce = kTogether<E, (K > 4 ? kInFlight / 2 : kInFlight), (V * sizeof(T) < 16 ? 3 : 2)>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
   const Team<T, V, kRows> team{d, workspace};
   const GridScratch<GradSums<A>, BackwardStep<A>> scratch(shared, K, team.width);
+  const Stages<T, E> stages(epilogue);
   const A count = A(d.of.length * (kRows ? 1 : V));
 
   const auto gather = [&](int64_t group, int buffer) {
     Channels walk(d.of, group, team.split);
-    Normalisation<A> n[K] = {};
+    typename Stages<T, E>::SumStep n[K] = {};
     if (walk.channel(0) < d.of.channels)
 #pragma unroll
-      for (int k = 0; k < K; ++k) n[k] = read_statistics<T>(statistics, d.of.channels, walk.channel(k));
-    Access* x_slot = team.slots(scratch.kept, buffer, 2, 0);
-    Access* dy_slot = team.slots(scratch.kept, buffer, 2, 1);
+      for (int k = 0; k < K; ++k)
+        n[k] = stages.sum_step(read_statistics<T>(statistics, d.of.channels, walk.channel(k)), walk.channel(k), weight,
+                               false);
+    Access* const x_slots = team.slots(scratch.kept, buffer, 2, 0);
+    Access* const gradient_slots = team.slots(scratch.kept, buffer, 2, 1);
     GradSums<A> sums[V] = {};
-    walk.template for_each<kAtOnce>(walk.least(d.kept), [&](const auto& offsets) {
-      constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-      Access v[kCount], g[kCount];
-#pragma unroll
-      for (int u = 0; u < kCount; ++u) {
-        v[u] = load_streaming(reinterpret_cast<const Access*>(x + offsets[u]));
-        g[u] = load_streaming(reinterpret_cast<const Access*>(dy + offsets[u]));
-      }
-#pragma unroll
-      for (int u = 0; u < kCount; ++u, x_slot += blockDim.x, dy_slot += blockDim.x) {
-        add_gradients(sums, g[u], to_compute(v[u]), n);
-        store(x_slot, v[u]);
-        store(dy_slot, g[u]);
-      }
-    });
-    walk.template for_each<kAtOnce>([&](const auto& offsets) {
-      constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-      Access v[kCount], g[kCount];
-#pragma unroll
-      for (int u = 0; u < kCount; ++u) {
-        v[u] = load(reinterpret_cast<const Access*>(x + offsets[u]));
-        g[u] = load(reinterpret_cast<const Access*>(dy + offsets[u]));
-      }
-#pragma unroll
-      for (int u = 0; u < kCount; ++u) add_gradients(sums, g[u], to_compute(v[u]), n);
-    });
+    struct Fetched {
+      Access x, dy;
+      typename Stages<T, E>::template Operands<V> operands;
+      int64_t offset;
+      int number;
+    };
+    int next = 0;
+    walk.template for_each_fetched<is_fused<E>, kAtOnce>(
+        [&](int64_t offset) -> Fetched {
+          const auto* const from_x = reinterpret_cast<const Access*>(x + offset);
+          const auto* const from_dy = reinterpret_cast<const Access*>(dy + offset);
+          const int number = next++;
+          const bool keeps = number < d.kept;
+          return {keeps ? load_streaming(from_x) : load(from_x),
+                  keeps || is_fused<E> ? load_streaming(from_dy) : load(from_dy),
+                  stages.template backward_operands<V>(offset), offset, number};
+        },
+        [&](const Fetched& f, int) {
+          const Values<T, V> values = stages.input(f.x);
+          const Access gradient = stages.argument_gradient(f.dy, values, f.operands, f.offset, n);
+          stages.store_residual_gradient(f.offset, gradient);
+          add_gradients(sums, gradient, values, n);
+          if (f.number < d.kept) {
+            store(x_slots + f.number * int(blockDim.x), f.x);
+            store(gradient_slots + f.number * int(blockDim.x), gradient);
+          } else if (is_fused<E> && dx != nullptr) {
+            store(reinterpret_cast<Access*>(dx + f.offset), gradient);
+          }
+        });
     GradSums<A> r[K] = {};
 #pragma unroll
     for (int e = 0; e < V; ++e) r[e % K] = merge(r[e % K], sums[e]);
@@ -281,28 +292,27 @@ __global__ void __launch_bounds__(256, 2)
     if (dx == nullptr) return;
 
     Channels walk(d.of, group, team.split);
-    const Access* x_slot = team.slots(scratch.kept, buffer, 2, 0);
-    const Access* dy_slot = team.slots(scratch.kept, buffer, 2, 1);
-    walk.for_each(walk.least(d.kept), [&](const auto& offsets) {
-      constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-#pragma unroll
-      for (int u = 0; u < kCount; ++u, x_slot += blockDim.x, dy_slot += blockDim.x)
-        store_streaming(reinterpret_cast<Access*>(dx + offsets[u]),
-                        from_compute(input_gradient(load(dy_slot), to_compute(load(x_slot)), steps)));
-    });
-    walk.template for_each<kAtOnce>([&](const auto& offsets) {
-      constexpr int kCount = sizeof(offsets) / sizeof(offsets[0]);
-      Access v[kCount], g[kCount];
-#pragma unroll
-      for (int u = 0; u < kCount; ++u) {
-        v[u] = load_streaming(reinterpret_cast<const Access*>(x + offsets[u]));
-        g[u] = load_streaming(reinterpret_cast<const Access*>(dy + offsets[u]));
-      }
-#pragma unroll
-      for (int u = 0; u < kCount; ++u)
-        store_streaming(reinterpret_cast<Access*>(dx + offsets[u]),
-                        from_compute(input_gradient(g[u], to_compute(v[u]), steps)));
-    });
+    const Access* const x_slots = team.slots(scratch.kept, buffer, 2, 0);
+    const Access* const gradient_slots = team.slots(scratch.kept, buffer, 2, 1);
+    const T* const gradients = is_fused<E> ? dx : dy;
+    struct Fetched {
+      Access x, gradient;
+      int64_t offset;
+    };
+    int next = 0;
+    walk.template for_each_fetched<is_fused<E>, kAtOnce>(
+        [&](int64_t offset) -> Fetched {
+          const int number = next++;
+          if (number < d.kept)
+            return {load(x_slots + number * int(blockDim.x)), load(gradient_slots + number * int(blockDim.x)), offset};
+          return {load_streaming(reinterpret_cast<const Access*>(x + offset)),
+                  load_streaming(reinterpret_cast<const Access*>(gradients + offset)), offset};
+        },
+        [&](const Fetched& f, int) {
+          const Values<T, V> values = stages.input(f.x);
+          store_streaming(reinterpret_cast<Access*>(dx + f.offset),
+                          stages.through_input(input_gradient(f.gradient, values, steps), f.x));
+        });
   };
   for_each_group(d, gather, finish);
 }

@@ -32,8 +32,9 @@ BatchNormPlan refused(Tier tier, const std::string& why) {
 BatchNormPlan plan_of(const BatchNormProblem& p, const DeviceLimits& limits, Tier tier, int columns, int buffers,
                       int64_t more) {
   const BatchNormShape& s = p.shape;
-  const int vector = 16 / p.element_bytes;
-  const int tensors = p.pass == BatchNormPass::train_backward ? 2 : 1;
+  const bool backward = p.pass == BatchNormPass::train_backward;
+  const int vector = grid_vector(p.element_bytes, s.rows, backward, p.fused), vector_bytes = vector * p.element_bytes;
+  const int tensors = backward ? 2 : 1;
   const int threads = std::min(limits.threads_per_block, kGridThreads);
   const int64_t per_multiprocessor = std::min(kGridResident, limits.threads_per_multiprocessor / threads);
   const int64_t resident = limits.multiprocessors * per_multiprocessor;
@@ -50,7 +51,7 @@ BatchNormPlan plan_of(const BatchNormProblem& p, const DeviceLimits& limits, Tie
 
   // In steps, of one vector for each thread of a block: of a group; of what a block can keep; of what fits into L2.
   const int64_t length = s.rows ? s.per_channel() : s.planes * (s.size / vector), per_step = threads / columns;
-  const int64_t steps = ceil_div(length, per_step), step_bytes = int64_t(threads) * 16 * tensors * buffers;
+  const int64_t steps = ceil_div(length, per_step), step_bytes = int64_t(threads) * vector_bytes * tensors * buffers;
   const int64_t scratch = grid_scratch_bytes(threads, s.rows ? vector : 1, int(plan.channels_per_block));
   const int64_t shared =
       std::min(limits.shared_per_block, limits.shared_per_multiprocessor / per_multiprocessor - kReservedShared);
@@ -85,17 +86,18 @@ BatchNormPlan plan_of(const BatchNormProblem& p, const DeviceLimits& limits, Tie
   const double rest = double(teams) * plan.reread * double(steps);  // in flight, to be left in L2
   if (rest > double(cached)) return refused(tier, "what does not fit into shared memory does not fit into L2 either");
 
-  const double block_bytes = double(share * threads * 16);
+  const double block_bytes = double(share * threads * vector_bytes);
   const double round = std::max(double(plan.blocks) * block_bytes / limits.multiprocessors,
                                 double(ceil_div(plan.blocks, limits.multiprocessors)) * block_bytes / kProcessorSpeed);
   // While a block reduces or waits, its second group, or another team's block beside it, moves data.
-  const double work = (plan.accesses + kFromL2 * tensors * plan.reread) * round;
+  const int left_in_l2 = backward && p.fused ? tensors + 1 : tensors;  // written there, before it is read
+  const double work = (plan.accesses + kFromL2 * left_in_l2 * plan.reread) * round;
   const double wait = plan.splits > 1 ? kWait : 0;
   const bool overlaps = per_multiprocessor > 1 && (buffers > 1 || plan.splits == 1);
   const double next = overlaps ? std::max(work, work / 2 + kReduction) : work + kReduction + wait;
   plan.cost = plan.launches * kLaunch + work + wait + double(rounds - 1) * next;
   if (plan.splits > 1) plan.cost *= kTeams;
-  if (s.rows && columns * 16 < 128 && columns * vector < s.channels) plan.cost *= kNarrow;
+  if (s.rows && columns * vector_bytes < 128 && columns * vector < s.channels) plan.cost *= kNarrow;
   return plan;
 }
 
@@ -103,20 +105,19 @@ BatchNormPlan plan_of(const BatchNormProblem& p, const DeviceLimits& limits, Tie
 
 BatchNormPlan grid_plan(const BatchNormProblem& p, const DeviceLimits& limits, Tier tier) {
   const BatchNormShape& s = p.shape;
-  const int vector = 16 / p.element_bytes;
   if (p.pass != BatchNormPass::train && p.pass != BatchNormPass::train_backward)
     return refused(tier, "evaluation reads each tensor once as it is");
-  if (p.fused) return refused(tier, "no kernel computes an epilogue so");
   if (p.element_bytes > 4) return refused(tier, "fp64 is streamed");
   if (!p.aligned) return refused(tier, "the tensors are not aligned to 16 bytes");
-  if ((s.rows ? s.channels : s.size) % vector != 0)
+  if ((s.rows ? s.channels : s.size) * p.element_bytes % 16 != 0)
     return refused(tier, s.rows ? "rows are not multiples of 16 bytes" : "planes are not multiples of 16 bytes");
 
   // Groups of whole cache lines or half ones, or all channels where there are fewer.
   std::optional<BatchNormPlan> best;
-  for (const int most : {8, 4}) {
+  const int vector = grid_vector(p.element_bytes, s.rows, p.pass == BatchNormPass::train_backward, p.fused);
+  for (const int run : {128, 64}) {
     int columns = 1;
-    while (s.rows && columns < most && columns < s.channels / vector) columns *= 2;
+    while (s.rows && columns * vector * p.element_bytes < run && columns < s.channels / vector) columns *= 2;
     for (const int buffers : {1, 2}) {
       for (int64_t more = 0; more < kMoreRounds; ++more) {
         const BatchNormPlan plan = plan_of(p, limits, tier, columns, buffers, more);

@@ -9,6 +9,12 @@ namespace fastreg {
 constexpr int kGridThreads = 256;  // a block's, at most
 constexpr int kGridResident = 2;   // blocks of so many threads that a multiprocessor's registers hold
 
+// Elements of a vector: 16 bytes' worth, or half of that where a thread had no registers for what eight channels need.
+FASTREG_HD constexpr int grid_vector(int element_bytes, bool rows, bool backward, bool fused) {
+  const int vector = 16 / element_bytes;
+  return rows && backward && fused && vector > 4 ? 4 : vector;
+}
+
 // A block's shared memory: results of half of its threads, one for each of a thread's channels; for each channel of the
 // group what the elementwise step needs; and the vectors that its threads keep.
 constexpr int64_t kGridResultBytes = 12, kGridStepBytes = 20;

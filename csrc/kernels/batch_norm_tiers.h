@@ -47,8 +47,8 @@ cudaError_t launch_batch_norm_train(const BatchNormPlan& plan, const T* x, T* y,
   if constexpr (!std::is_same_v<T, double>) {
     if (is_slab(plan))
       return launch_slab_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device, epilogue);
-    if (!is_fused<E> && is_grid(plan))
-      return launch_grid_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device);
+    if (is_grid(plan))
+      return launch_grid_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device, epilogue);
   }
   return launch_batch_norm_train(x, y, shape, weight, bias, statistics, running, workspace, device, epilogue);
 }
@@ -62,8 +62,9 @@ cudaError_t launch_batch_norm_backward(const BatchNormPlan& plan, const T* dy, c
   if constexpr (!std::is_same_v<T, double>) {
     if (is_slab(plan))
       return launch_slab_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, device, epilogue);
-    if (!is_fused<E> && is_grid(plan))
-      return launch_grid_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, workspace, device);
+    if (is_grid(plan))
+      return launch_grid_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, workspace, device,
+                                  epilogue);
   }
   return launch_batch_norm_backward(dy, x, dx, shape, weight, statistics, dweight, dbias, coefficients, workspace,
                                     device, epilogue);

@@ -103,16 +103,6 @@ const testing::Test slabs("batch norm and activation: slabs", [] {
   }
 });
 
-const testing::Test teams("batch norm and activation: not by teams of blocks", [] {
-  for (const Tier tier : {Tier::grid, Tier::l2}) {
-    BatchNormProblem problem = {{256, 64, 112 * 112, false}, 2, true, BatchNormPass::train};
-    expect(plan_batch_norm(problem, *typical_limits(90), tier).possible(), "plain");
-    problem.fused = true;
-    expect_equal(plan_batch_norm(problem, *typical_limits(90), tier).refusal, "no kernel computes an epilogue so",
-                 tier_name(tier));
-  }
-});
-
 // In fp32, y is positive exactly where z is: forward and backward must not differ by a single bit of z.
 const testing::Test agreement("batch norm and activation: gates are those of forward", [] {
   for (const BatchNormShape& shape : {BatchNormShape{16, 2, 1024, false}, BatchNormShape{512, 64, 1, true},

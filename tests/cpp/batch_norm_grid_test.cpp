@@ -2,73 +2,21 @@
 #include <limits>
 
 #include "batch_norm_checks.h"
-#include "batch_norm_grid_plan.h"
-#include "vector.h"
+#include "batch_norm_grid_ways.h"
 
 namespace fastreg {
 namespace {
 
-struct Way {
-  const char* name;
-  Tier tier;
-  DeviceLimits limits;
-  int buffers;
-  bool splits, kept;  // whether groups are divided, and anything is kept: what it is about
-};
-
-// For elements of which `vector` make 16 bytes.
-std::vector<Way> ways(int vector) {
-  // The virtual device, with shared memory for so many vectors a thread, and an L2 of so many bytes.
-  const auto limits_of = [&](int multiprocessors, int kept, int64_t l2_bytes) {
-    DeviceLimits limits = *typical_limits(90);
-    limits.multiprocessors = multiprocessors;
-    limits.threads_per_block = 64;
-    limits.threads_per_multiprocessor = 128;
-    limits.shared_per_block = grid_scratch_bytes(64, vector, 8 * vector) + kept * 64 * 16;
-    limits.l2_bytes = l2_bytes;
-    return limits;
-  };
-  Way alone = {"blocks alone", Tier::grid, limits_of(4, 100, 0), 1, false, true};
-  alone.limits.co_resident = false;
-  return {alone,
-          {"teams", Tier::grid, limits_of(4, 100, 0), 1, true, true},
-          {"teams in several rounds", Tier::grid, limits_of(2, 32, 0), 2, true, true},
-          {"teams, part of it left in L2", Tier::l2, limits_of(2, 6, 5 << 16), 2, true, true},
-          {"teams, all of it left in L2", Tier::l2, limits_of(4, 0, 5 << 16), 2, true, false}};
-}
-
-// Rows: fewer channels than a group, several groups, a smaller last one; rows that divide evenly and that do not, two
-// of them. Planes: one channel and several, short and long ones. Of both, 2048 vectors a group in fp32 and in 16 bits.
-const BatchNormShape kShapes[] = {
-    {2, 8, 1, true},     {9, 8, 1, true},    {33, 40, 3, true},   {300, 8, 4, true},
-    {2, 264, 1, true},   {61, 168, 2, true}, {130, 24, 1, true},  {2, 3, 8, false},
-    {5, 3, 48, false},   {40, 1, 96, false}, {11, 4, 200, false}, {2, 1, 16, false},
-    {8, 3, 1024, false}, {64, 96, 4, true},  {4, 3, 4096, false}, {64, 192, 4, true},
-};
-
-// f(T{}) for the types that have such kernels.
-template <class F>
-void for_each_on_chip_type(F&& f) {
-  f(float{});
-  f(half{});
-  f(bfloat16{});
-}
-
-std::string describe(const BatchNormPlan& plan) {
-  return std::to_string(plan.blocks) + " blocks in teams of " + std::to_string(plan.splits) + ", " +
-         std::to_string(plan.buffers) + " buffers, " + std::to_string(plan.kept) + " kept";
-}
-
 const testing::Test shapes("batch norm teams: shapes, types, ways", [] {
   for_each_on_chip_type([&](auto type) {
     using T = decltype(type);
-    for (const Way& way : ways(kVector<T>)) {
+    for (const GridWay& way : grid_ways(kVector<T>)) {
       Variant v;
       v.tier = way.tier;
       v.limits = way.limits;
       bool used = false;
       int accepted = 0;
-      for (const BatchNormShape& shape : kShapes) {
+      for (const BatchNormShape& shape : kGridShapes) {
         const BatchNormPlan plan =
             plan_batch_norm({shape, int(sizeof(T)), true, BatchNormPass::train_backward}, way.limits, way.tier);
         used |= plan.possible() && plan.buffers == way.buffers && (plan.splits > 1) == way.splits &&
@@ -79,7 +27,7 @@ const testing::Test shapes("batch norm teams: shapes, types, ways", [] {
       }
       const std::string name = std::string(way.name) + " " + testing::type_name<T>();
       expect(used, name + ": used");
-      testing::note(name + ": " + std::to_string(accepted) + " shapes of " + std::to_string(std::size(kShapes)));
+      testing::note(name + ": " + std::to_string(accepted) + " shapes of " + std::to_string(std::size(kGridShapes)));
     }
   });
 });
@@ -93,10 +41,10 @@ const testing::Test variants("batch norm teams: parameters, momentum, large mean
   far.deviation = 1e-2;
   for_each_on_chip_type([&](auto type) {
     using T = decltype(type);
-    for (const Way& way : ways(kVector<T>)) {
+    for (const GridWay& way : grid_ways(kVector<T>)) {
       for (Variant* v : {&bare, &mixed, &cumulative, &far}) v->tier = way.tier, v->limits = way.limits;
       for (const Schedule& schedule : testing::kernel_schedules()) {
-        for (const BatchNormShape& shape : {kShapes[5], kShapes[10]}) {
+        for (const BatchNormShape& shape : {kGridShapes[5], kGridShapes[10]}) {
           check<T>(shape, bare, schedule);
           check<T>(shape, cumulative, schedule);
           if (sizeof(T) == 2) check<T>(shape, mixed, schedule);
@@ -109,7 +57,8 @@ const testing::Test variants("batch norm teams: parameters, momentum, large mean
 
 // One training step, forward and backward, of given values; no parameters.
 struct Step {
-  Step(const BatchNormShape& shape, const Way& way, Doubles values, bool count = false, const Schedule& schedule = {})
+  Step(const BatchNormShape& shape, const GridWay& way, Doubles values, bool count = false,
+       const Schedule& schedule = {})
       : problem(problem_of(shape, 0, 1)),
         x(rounded<float>(values), "x"),
         dy(rounded<float>(problem.dy), "dy"),
@@ -151,7 +100,7 @@ struct Step {
 // At any ratio of mean and deviation; constant channels give 0 exactly; what is not finite stays in its channel.
 const testing::Test numerics("batch norm teams: numerics", [] {
   const BatchNormShape shapes[] = {{33, 40, 3, true}, {11, 5, 200, false}};
-  for (const Way& way : ways(kVector<float>)) {
+  for (const GridWay& way : grid_ways(kVector<float>)) {
     for (const BatchNormShape& shape : shapes) {
       const std::string what = std::string(way.name) + " " + fastreg::describe(shape);
       if (!plan_batch_norm({shape, 4, true, BatchNormPass::train_backward}, way.limits, way.tier).possible()) continue;
@@ -194,8 +143,8 @@ const testing::Test numerics("batch norm teams: numerics", [] {
 
 // Gradients of the parameters alone: x and dy are read once, whatever is kept.
 const testing::Test parameters_alone("batch norm teams: no gradient of the input", [] {
-  const BatchNormShape shape = kShapes[13];
-  for (const Way& way : ways(kVector<float>)) {
+  const BatchNormShape shape = kGridShapes[13];
+  for (const GridWay& way : grid_ways(kVector<float>)) {
     Step step(shape, way, problem_of(shape, 0.5, 1.0).x);
     const auto channels = size_t(shape.channels);
     Buffer<float> dweight(channels, "dweight"), dbias(channels, "dbias");
@@ -221,7 +170,7 @@ const testing::Test parameters_alone("batch norm teams: no gradient of the input
 
 // Results depend neither on the order in which blocks run, nor on who runs.
 const testing::Test repeatable("batch norm teams: repeatable bit for bit", [] {
-  for (const Way& way : ways(kVector<float>)) {
+  for (const GridWay& way : grid_ways(kVector<float>)) {
     const BatchNormShape shape = {64, 96, 4, true};
     if (!plan_batch_norm({shape, 4, true, BatchNormPass::train_backward}, way.limits, way.tier).possible()) continue;
     std::vector<float> first;
@@ -237,8 +186,8 @@ const testing::Test repeatable("batch norm teams: repeatable bit for bit", [] {
 
 // The bytes that the plan promises: each tensor once, and once more what it leaves in L2.
 const testing::Test traffic("batch norm teams: move what the plan promises", [] {
-  for (const Way& way : ways(kVector<float>)) {
-    for (const BatchNormShape& shape : {kShapes[12], kShapes[13]}) {
+  for (const GridWay& way : grid_ways(kVector<float>)) {
+    for (const BatchNormShape& shape : {kGridShapes[12], kGridShapes[13]}) {
       const std::string what = std::string(way.name) + " " + fastreg::describe(shape);
       if (!plan_batch_norm({shape, 4, true, BatchNormPass::train_backward}, way.limits, way.tier).possible()) continue;
       const Step step(shape, way, problem_of(shape, 0.5, 1.0).x, true);

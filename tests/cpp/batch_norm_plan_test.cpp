@@ -56,7 +56,7 @@ std::vector<Named> shapes() {
 std::string describe(const Named& n, const BatchNormProblem& p, int device) {
   return n.name + (p.shape.rows ? " rows " : " planes ") + std::to_string(n.planes) + "x" + std::to_string(n.channels) +
          "x" + std::to_string(n.size) + " of " + std::to_string(p.element_bytes) + " bytes, pass " +
-         std::to_string(int(p.pass)) + ", sm_" + std::to_string(device);
+         std::to_string(int(p.pass)) + (p.fused ? " fused" : "") + ", sm_" + std::to_string(device);
 }
 
 // f(name, problem, limits, description)
@@ -68,7 +68,10 @@ void for_each_problem(F&& f) {
         for (const int bytes : {2, 4, 8})
           for (const bool rows : {false, true})
             for (const bool aligned : {true, false}) {
-              const BatchNormProblem problem = {{n.planes, n.channels, n.size, rows}, bytes, aligned, pass};
+              BatchNormProblem problem = {{n.planes, n.channels, n.size, rows}, bytes, aligned, pass};
+              f(problem, *typical_limits(device), describe(n, problem, device));
+              if (!aligned) continue;
+              problem.fused = true;
               f(problem, *typical_limits(device), describe(n, problem, device));
             }
 }
@@ -104,12 +107,15 @@ void check_slab(const BatchNormPlan& plan, const BatchNormProblem& p, const Devi
 void check_grid(const BatchNormPlan& plan, const BatchNormProblem& p, const DeviceLimits& limits,
                 const std::string& what) {
   const BatchNormShape& s = p.shape;
-  const int vector = 16 / p.element_bytes, tensors = p.pass == BatchNormPass::train_backward ? 2 : 1;
+  const int tensors = p.pass == BatchNormPass::train_backward ? 2 : 1;
+  const int vector = grid_vector(p.element_bytes, s.rows, tensors == 2, p.fused);
+  const int vector_bytes = vector * p.element_bytes;
   const int channels_of_thread = s.rows ? vector : 1;
   const int64_t length = s.rows ? s.per_channel() : s.planes * (s.size / vector);
   const int64_t per_step = plan.threads / plan.columns, teams = plan.blocks / plan.splits;
   const auto holds = [&](bool condition, const char* rule) { expect(condition, what + ": " + rule); };
-  holds(p.aligned && p.element_bytes <= 4 && (s.rows ? s.channels : s.size) % vector == 0, "whole vectors");
+  holds(p.aligned && p.element_bytes <= 4 && (s.rows ? s.channels : s.size) * p.element_bytes % 16 == 0,
+        "whole vectors");
   holds(tensors == 2 || p.pass == BatchNormPass::train, "training");
   holds(plan.threads % 32 == 0 && (plan.threads & (plan.threads - 1)) == 0 && plan.threads <= kGridThreads, "threads");
   holds((plan.columns & (plan.columns - 1)) == 0 && (s.rows || plan.columns == 1), "columns");
@@ -122,11 +128,12 @@ void check_grid(const BatchNormPlan& plan, const BatchNormProblem& p, const Devi
   holds(plan.blocks <= resident * limits.multiprocessors, "all blocks are resident");
   holds(resident * (plan.shared_bytes + 1024) <= limits.shared_per_multiprocessor, "and their shared memory");
   holds(plan.shared_bytes <= limits.shared_per_block, "shared memory");
-  const int64_t kept = int64_t(plan.buffers) * tensors * plan.kept * plan.threads * 16;
+  const int64_t kept = int64_t(plan.buffers) * tensors * plan.kept * plan.threads * vector_bytes;
   expect_equal(plan.shared_bytes,
                grid_scratch_bytes(plan.threads, channels_of_thread, int(plan.channels_per_block)) + kept,
                what + ": shared memory");
-  const double rest = plan.reread * double(length * plan.columns * 16) * double(teams * plan.buffers * tensors);
+  const double rest =
+      plan.reread * double(length * plan.columns * vector_bytes) * double(teams * plan.buffers * tensors);
   holds((plan.tier == Tier::l2) == (plan.reread > 0) && rest <= 0.4 * double(limits.l2_bytes), "the rest is in L2");
   holds(plan.tier == Tier::l2 || plan.kept * per_step >= plan.split_length, "or there is none");
   holds(plan.launches == 1 && plan.accesses == tensors + 1, "launches, accesses");

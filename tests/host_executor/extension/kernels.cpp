@@ -1,5 +1,6 @@
 // The CUDA kernels as C++.
 #include "kernels/act_dropout.cu"
+#include "kernels/batch_norm_act_grid.cu"
 #include "kernels/batch_norm_act_slab.cu"
 #include "kernels/batch_norm_act_streamed.cu"
 #include "kernels/batch_norm_grid.cu"

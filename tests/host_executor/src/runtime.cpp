@@ -51,6 +51,13 @@ bool schedule_from_environment(Schedule& schedule) {
   std::exit(2);
 }
 
+// How many multiprocessors launches get: all, or as few as FASTREG_EXECUTOR_MULTIPROCESSORS says, which the device's
+// properties do not tell, as under MPS.
+int granted_multiprocessors() {
+  const char* const few = std::getenv("FASTREG_EXECUTOR_MULTIPROCESSORS");
+  return few ? std::min(std::atoi(few), device().multiprocessors) : device().multiprocessors;
+}
+
 cudaError_t refusal(const Launch& launch) {
   const Device& limits = device();
   const uint64_t threads = uint64_t(launch.block.x) * launch.block.y * launch.block.z;
@@ -67,11 +74,11 @@ cudaError_t refusal(const Launch& launch) {
   if (launch.cluster != 1) {
     if (limits.major < 9) return cudaErrorNotSupported;
     if (launch.cluster == 0 || launch.cluster > limits.max_cluster || launch.grid.x % launch.cluster != 0 ||
-        max_resident_clusters(launch) == 0) {
+        unsigned(resident * granted_multiprocessors()) < launch.cluster) {
       return cudaErrorInvalidClusterSize;
     }
   }
-  if (launch.cooperative && blocks > uint64_t(resident) * unsigned(limits.multiprocessors)) {
+  if (launch.cooperative && blocks > uint64_t(resident) * unsigned(granted_multiprocessors())) {
     return cudaErrorCooperativeLaunchTooLarge;
   }
   return cudaSuccess;

@@ -1,0 +1,46 @@
+"""Launches that a device refuses although its limits promise them: the streamed kernels do it instead, and once."""
+
+import pytest
+import torch
+
+from fastreg import nn
+from tests.common import channels_last, contiguous
+
+pytestmark = pytest.mark.executor
+
+# Layouts and shapes that a tier divides among blocks that have to be resident together.
+CASES = {"grid": (channels_last, (64, 16, 8, 8)), "cluster": (contiguous, (32, 2, 16, 16))}
+
+
+def step(layer, x, residual, grad):
+    """What one training step writes."""
+    x, residual = (t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (x, residual))
+    leaves = [x, *layer.parameters()]
+    if isinstance(layer, nn.BatchNormAct2d):
+        leaves.append(residual)
+        torch.manual_seed(1)
+        y = layer(x, residual)
+    else:
+        y = layer(x)
+    return [y.detach(), *layer.buffers(), *torch.autograd.grad(y, leaves, grad)]
+
+
+@pytest.mark.parametrize("tier", CASES)
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("fused", [False, True])
+def test_streamed_instead(tier, fused, momentum, monkeypatch):
+    layout, shape = CASES[tier]
+    torch.manual_seed(0)
+    tensors = [layout(torch.randn(shape)) for _ in range(3)]
+
+    def run(tier):
+        monkeypatch.setenv("FASTREG_BATCH_NORM_TIER", tier)
+        act = nn.BatchNormAct2d(shape[1], act="relu", drop=0.3, momentum=momentum)
+        return step(act if fused else nn.BatchNorm2d(shape[1], momentum=momentum), *tensors)
+
+    streamed, planned = run("streamed"), run(tier)
+    assert not all(map(torch.equal, planned, streamed))  # sums in another order: the tier was taken
+    monkeypatch.setenv("FASTREG_EXECUTOR_MULTIPROCESSORS", "0")
+    refused = run(tier)
+    assert refused[3] == 1  # batches counted
+    assert all(map(torch.equal, refused, streamed))
