@@ -10,8 +10,11 @@ from tests.tolerances import MULTIPLE, ulp
 
 NATIVE = [name for name in _activation.TABLE if name != "prelu"]
 PARAMETER = {"leaky_relu": 0.1, "elu": 0.7}
+EXPONENTIAL = ["elu", "silu", "mish", "gelu", "gelu_tanh", "sigmoid", "tanh"]
 # One column each: not a multiple of any vector's width, so that ends of vectors are met as well.
 GRID = torch.cat([torch.linspace(-40, 40, 160_001), torch.logspace(-40, 30, 4001), -torch.logspace(-40, 30, 4001)])
+# Where exponentials leave the range of floats.
+ENDS = torch.cat([torch.linspace(-110, -70, 4001), torch.linspace(70, 110, 4001)])
 SPECIAL = [0.0, -0.0, 3.0, -3.0, 6.0, float("inf"), -float("inf"), float("nan"), 1e-45, -1e-45]
 BINS = 250
 
@@ -69,6 +72,21 @@ def test_as_accurate_as_torch(act):
         for mine, its in zip(ulps(ours, exact), ulps(torchs, exact), strict=True):
             # Half an ulp more than torch's multiple and one: exact results may round either way.
             assert mine <= MULTIPLE * its + 1.5
+
+
+@pytest.mark.parametrize("act", EXPONENTIAL)
+def test_errors(act):
+    """At most three units in the last place of the result, and one of the argument: that of gelu_tanh's exponential is
+    a polynomial of it, and has two. Results below 3e-37 may be 0."""
+    x = torch.cat([GRID, ENDS])
+    exact, slope = exactly(x, act)
+    units = 3 * ulp_of(exact) + (2 if act == "gelu_tanh" else 1) * ulp_of(x.double()) * slope.abs()
+    assert ((act_dropout(x, act) - exact).abs() <= units + 3e-37).all()
+
+
+def ulp_of(values):
+    """Of each one, in float32."""
+    return torch.ldexp(torch.ones_like(values), torch.frexp(values).exponent - 24)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -1,4 +1,5 @@
-"""Every instruction set of this machine gives the same dropout, bit for bit, and the same batch norm, to rounding."""
+"""Every instruction set of this machine gives the same dropout, bit for bit, and the same batch norm and fused
+operators, to rounding."""
 
 import os
 import subprocess
@@ -13,10 +14,11 @@ SCRIPT = """
 import sys
 import torch
 import fastreg
+from fastreg import _activation
 
 torch.manual_seed(0)
 state = torch.tensor([2**62 + 7, 2**40 + 12])
-dropped, normalized = [], []
+dropped, normalized, activated = [], [], []
 for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
     x = (torch.randint(-999, 1000, (3, 37, 9, 11)) / 256).to(dtype)  # randn depends on the instruction set
     for index_map in (None, [64, x.numel(), 0], [3, x.numel(), 0], [8, 24, 64], [5, 7, 13]):
@@ -30,9 +32,14 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         leaf = x.to(memory_format=layout, copy=True).requires_grad_()
         y = fastreg.functional.batch_norm(leaf, None, None, training=True)
         normalized += [y.detach(), *torch.autograd.grad(y, leaf, x.roll(1, 0))]
+        for act in [name for name, entry in _activation.TABLE.items() if not entry.weighted]:
+            for settings in ({}, {"residual": x.roll(1, 1), "p": 0.3, "rng_state": state}):
+                leaf = x.to(memory_format=layout, copy=True).requires_grad_()
+                y = fastreg.functional.batch_norm_act(leaf, None, None, training=True, act=act, **settings)
+                activated += [y.detach(), *torch.autograd.grad(y, leaf, x.roll(1, 0))]
 for p in (0.3, 1e-5, (32768 * 65536 + 32768) / 2**32):  # enough elements for some 16 ties each
     dropped.append(torch.ops.fastreg.dropout(torch.ones(1 << 20), p, state))
-torch.save((fastreg.build_info()["instruction_set"], dropped, normalized), sys.argv[1])
+torch.save((fastreg.build_info()["instruction_set"], dropped, normalized, activated), sys.argv[1])
 """
 
 
@@ -50,13 +57,15 @@ def best(tmp_path_factory):
 
 @pytest.mark.parametrize(("capability", "name"), [("default", "baseline"), ("avx2", "avx2")])
 def test_same_as_the_best(tmp_path, best, capability, name):
-    used, dropped, normalized = results(tmp_path, capability)
+    used, dropped, normalized, activated = results(tmp_path, capability)
     assert used == name or best[0] == used  # less than avx2 may be all there is
     for one, other in zip(dropped, best[1], strict=True):
         assert torch.equal(one, other)
-    for one, other in zip(normalized, best[2], strict=True):
-        # Fused multiply-adds round once where the baseline rounds twice.
-        torch.testing.assert_close(one, other, rtol=4 * torch.finfo(one.dtype).eps, atol=4 * torch.finfo(one.dtype).eps)
+    # Fused multiply-adds round once where the baseline rounds twice.
+    for ulps, ours, of_best in ((4, normalized, best[2]), (8, activated, best[3])):
+        for one, other in zip(ours, of_best, strict=True):
+            tolerance = ulps * torch.finfo(one.dtype).eps
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 def test_the_best_is_in_use_here(best):

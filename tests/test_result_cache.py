@@ -97,6 +97,14 @@ def test_the_smallest_that_fits():
     assert result(31).data_ptr() == addresses[1]
 
 
+def test_the_last_released_comes_first():
+    one, other = result(), result()
+    address = other.data_ptr()
+    del one
+    del other
+    assert result().data_ptr() == address
+
+
 def test_small_results_stay_with_torch():
     F.dropout(torch.ones(MIB // 4 - 1), rng_state=STATE)
     assert cached() == 0
