@@ -8,8 +8,13 @@ from tests.common import channels_last, contiguous
 
 pytestmark = pytest.mark.executor
 
-# Layouts and shapes that a tier divides among blocks that have to be resident together.
-CASES = {"grid": (channels_last, (64, 16, 8, 8)), "cluster": (contiguous, (32, 2, 16, 16))}
+# Tiers, and what they divide among blocks that have to be resident together. Of the last the streamed kernels gather
+# the gates otherwise than the tier.
+CASES = [
+    ("grid", channels_last, (64, 16, 8, 8)),
+    ("cluster", contiguous, (32, 2, 16, 16)),
+    ("cluster", contiguous, (32, 16, 7, 7)),
+]
 
 
 def step(layer, x, residual, grad):
@@ -25,11 +30,10 @@ def step(layer, x, residual, grad):
     return [y.detach(), *layer.buffers(), *torch.autograd.grad(y, leaves, grad)]
 
 
-@pytest.mark.parametrize("tier", CASES)
+@pytest.mark.parametrize(("tier", "layout", "shape"), CASES)
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("fused", [False, True])
-def test_streamed_instead(tier, fused, momentum, monkeypatch):
-    layout, shape = CASES[tier]
+def test_streamed_instead(tier, layout, shape, fused, momentum, monkeypatch):
     torch.manual_seed(0)
     tensors = [layout(torch.randn(shape)) for _ in range(3)]
 

@@ -100,3 +100,13 @@ def test_fused(shape, dtype, act, residual, forward, backward):
     plain = fastreg.explain(x, device_limits=90)
     assert told[0]["launches"] == plain["launches"] + (forward % 1 == 0.25)
     assert fastreg.explain(x, act="identity", device_limits=90)["bytes_per_element"] == plain["bytes_per_element"]
+
+
+def test_fused_channels_last_stays_on_chip():
+    x = half(64, 256, 28, 28).to(memory_format=torch.channels_last)
+    for residual, forward, backward in ((False, 4, 6), (True, 6.125, 8.125)):
+        arguments = {"act": "relu", "residual": residual, "device_limits": 90}
+        for plan in (fastreg.explain(x, **arguments), fastreg.explain(x, tier="grid", **arguments)):
+            assert (plan["tier"], plan["launches"], plan["bytes_per_element"]) == ("grid", 1, forward)
+        plan = fastreg.explain(x, backward=True, **arguments)
+        assert (plan["tier"], plan["launches"], plan["bytes_per_element"]) == ("grid", 1, backward)

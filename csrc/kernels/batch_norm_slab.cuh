@@ -16,6 +16,10 @@
 //
 // Bytes per element, s = sizeof(T): forward 2 s, backward 3 s. With an epilogue the gradient of z takes dy's place in
 // the tile: what that depends on is read once.
+//
+// dy is in shared memory, beside x. In registers it would leave room for larger channels where there are no clusters;
+// but the kernels with the most to gain, of grouped channels, have none to spare, and loops over registers have to be
+// unrolled, whatever they compute.
 #pragma once
 
 #include "async_copy.h"
