@@ -45,7 +45,7 @@ struct PlainWork {
     if (s.rows) {
       kernels<T>().normalize_rows(from, y, s.planes.channels, s.begin, s.end, f);
     } else {
-      kernels<T>().normalize_planes(from, y, s.planes, s.channel, s.begin, s.end, f);
+      kernels<T>().normalize_planes(from, y, s, f);
     }
   }
 };

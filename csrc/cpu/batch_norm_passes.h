@@ -77,19 +77,25 @@ struct Partition {
     const int64_t elements = layout.per_channel() * layout.channels;
     at::parallel_for(0, tasks(), std::max<int64_t>(1, kChunk * tasks() / elements), f);
   }
-  // f(section) for the sections of a group of channels.
-  template <class F>
-  void for_each_section(int64_t first_channel, int64_t last_channel, F&& f) const {
-    const int64_t n = layout.per_channel();
-    for (int64_t begin = 0; begin < n; begin += block)
-      for (int64_t c = first_channel; c < last_channel; ++c) f(section(c, begin, std::min(begin + block, n)));
+  // Of a task that is a group of channels: all of them together.
+  Section group_section(int64_t task) const {
+    const int64_t first = task * group, last = std::min(first + group, layout.channels);
+    Section all = section(first, 0, layout.per_channel());
+    all.together = last - first;
+    return all;
   }
-  // f(section) for all sections, in any order.
+  // f(section) for the sections, of one channel each, that one of several channels consists of.
+  template <class F>
+  void for_each_part(const Section& s, F&& f) const {
+    if (s.together == 1) return f(s);
+    for (int64_t begin = s.begin; begin < s.end; begin += block)
+      for (int64_t c = s.channel; c < s.channel + s.together; ++c) f(section(c, begin, std::min(begin + block, s.end)));
+  }
+  // f(section) for all elements, in any order.
   template <class F>
   void for_each_section(F&& f) const {
     for_each([&](int64_t first, int64_t last) {
-      if (task_is_group()) return for_each_section(first * group, std::min(last * group, layout.channels), f);
-      for (int64_t task = first; task < last; ++task) f(section(task));
+      for (int64_t task = first; task < last; ++task) f(task_is_group() ? group_section(task) : section(task));
     });
   }
 };
@@ -139,27 +145,28 @@ class PartialSums {
   std::unique_ptr<double[]> values_;
 };
 
-// gather(section, sums) for all sections, then finish(c, sum, other sum) for every channel, then write(section) for all
-// sections. Where a task is a group of channels the three follow each other. `looks` is how often to gather;
-// refine(c, sum) comes between.
+// gather(section, sums) for all sections, of one channel each or of rows, then finish(c, sum, other sum) for every
+// channel, then write(section) for all elements. Where a task is a group of channels the three follow each other.
+// `looks` is how often to gather; refine(c, sum) comes between.
 template <class Gather, class Refine, class Finish, class Write>
 void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refine, Finish&& finish, Write&& write) {
   if (p.task_is_group()) {
     p.for_each([&](int64_t first_task, int64_t last_task) {
       for (int64_t task = first_task; task < last_task; ++task) {
-        const int64_t first = task * p.group, last = std::min(first + p.group, p.layout.channels);
+        const Section all = p.group_section(task);
+        const int64_t first = all.channel, last = all.channel + all.together;
         double sums[kMostInGroup][2] = {};
         for (int look = 0; look < looks; ++look) {
           for (int64_t c = first; look > 0 && c < last; ++c) refine(c, sums[c - first][0]);
           std::fill_n(sums[0], 2 * kMostInGroup, 0.0);
-          p.for_each_section(first, last, [&](const Section& section) {
+          p.for_each_part(all, [&](const Section& section) {
             double more[2];
             gather(section, more);
             for (int i = 0; i < 2; ++i) sums[section.channel - first][i] += more[i];
           });
         }
         for (int64_t c = first; c < last; ++c) finish(c, sums[c - first][0], sums[c - first][1]);
-        p.for_each_section(first, last, write);
+        write(all);
       }
     });
     return;
@@ -251,7 +258,7 @@ void input_gradient(const Section& s, const T* dy, const T* x, T* dx, const Back
   if (s.rows) {
     kernels<T>().grad_input_rows(dy, x, dx, s.planes.channels, s.begin, s.end, f);
   } else {
-    kernels<T>().grad_input_planes(dy, x, dx, s.planes, s.channel, s.begin, s.end, f);
+    kernels<T>().grad_input_planes(dy, x, dx, s, f);
   }
 }
 

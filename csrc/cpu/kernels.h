@@ -38,11 +38,13 @@ struct Planes {
 constexpr int64_t kTile = 1024;
 
 // A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, which has
-// per_channel of them, in the rows layout a range of rows, of planes.channels elements each.
+// per_channel of them, in the rows layout a range of rows, of planes.channels elements each. together: the same range,
+// of whole planes then, of so many channels next to each other, plane by plane.
 struct Section {
   bool rows;
   Planes planes;
   int64_t per_channel, channel, begin, end;
+  int64_t together = 1;
 };
 
 // What stands around batch norm: y = dropout(act(batch_norm(pre_act(x)) + residual)). Pointers are to whole tensors, in
@@ -75,7 +77,7 @@ struct ActDropout {
 
 // All sums are taken in double. In the "rows" functions x is [rows, channels], the channels-last layout, centre and
 // mean are arrays of padded(channels), and sums are two of them; the range is of rows. In the "planes" functions the
-// range is of elements of one channel.
+// range is of elements of one channel, or a section.
 template <class T>
 struct Kernels {
   using C = compute_t<T>;
@@ -91,8 +93,7 @@ struct Kernels {
   // sums = (sum of x - centre, sum of (x - centre)^2)
   void (*moments_planes)(const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double centre, double* sums);
   void (*moments_rows)(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums);
-  void (*normalize_planes)(const T* x, T* y, Planes, int64_t channel, int64_t begin, int64_t end,
-                           const ForwardCoefficients<C>&);
+  void (*normalize_planes)(const T* x, T* y, const Section&, const ForwardCoefficients<C>&);
   void (*normalize_rows)(const T* x, T* y, int64_t channels, int64_t begin, int64_t end, const ForwardCoefficients<C>&);
 
   // sums = (sum of dy, sum of dy * (x - mean))
@@ -100,8 +101,7 @@ struct Kernels {
                            double* sums);
   void (*grad_sums_rows)(const T* dy, const T* x, int64_t channels, int64_t begin, int64_t end, const double* mean,
                          double* sums);
-  void (*grad_input_planes)(const T* dy, const T* x, T* dx, Planes, int64_t channel, int64_t begin, int64_t end,
-                            const BackwardCoefficients<C>&);
+  void (*grad_input_planes)(const T* dy, const T* x, T* dx, const Section&, const BackwardCoefficients<C>&);
   void (*grad_input_rows)(const T* dy, const T* x, T* dx, int64_t channels, int64_t begin, int64_t end,
                           const BackwardCoefficients<C>&);
 

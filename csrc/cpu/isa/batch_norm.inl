@@ -21,12 +21,15 @@ struct LaneSums {
   FASTREG_HD void store_to(double* sum_a, double* sum_b) const {
     for (int k = 0; k < kParts; ++k) store(sum_a + k * kF64, a[k]), store(sum_b + k * kF64, b[k]);
   }
-  // Their totals, in the order of the lanes.
+  // Their totals: halves are added to halves.
   FASTREG_HD void total(double* sums) const {
-    double lanes_a[kStep], lanes_b[kStep];
-    store_to(lanes_a, lanes_b);
-    sums[0] = sums[1] = 0;
-    for (int i = 0; i < kStep; ++i) sums[0] += lanes_a[i], sums[1] += lanes_b[i];
+    double lanes_a[kF64], lanes_b[kF64];
+    store(lanes_a, (a[0] + a[1]) + (a[2] + a[3]));
+    store(lanes_b, (b[0] + b[1]) + (b[2] + b[3]));
+#pragma GCC unroll 4
+    for (int half = kF64 / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) lanes_a[i] += lanes_a[i + half], lanes_b[i] += lanes_b[i + half];
+    sums[0] = lanes_a[0], sums[1] = lanes_b[0];
   }
 };
 
@@ -45,26 +48,43 @@ FASTREG_HD f64 widen_up_to(const T* p, int64_t rest, double otherwise) {
   return rest >= kF64 ? widen(p) : widen_first(p, rest, otherwise);
 }
 
-// The contiguous runs that a range of one channel's elements consists of.
+// The contiguous runs that a range of a channel's elements consists of, or of several channels' together.
 class Runs {
  public:
-  Runs(Planes planes, int64_t channel, int64_t begin, int64_t end)
-      : planes_(planes), channel_(channel), next_(begin), end_(end) {}
+  Runs(Planes planes, int64_t channel, int64_t begin, int64_t end, int64_t together = 1)
+      : size_(planes.size),
+        pitch_((planes.channels - together) * planes.size),
+        first_(channel),
+        last_(channel + together - 1),
+        next_channel_(channel),
+        left_(end - begin) {
+    const int64_t plane = begin / size_, within = begin - plane * size_;
+    next_ = (plane * planes.channels + channel) * size_ + within;
+    rest_ = size_ - within;
+  }
+  explicit Runs(const Section& s) : Runs(s.planes, s.channel, s.begin, s.end, s.together) {}
 
   bool advance() {
-    if (next_ >= end_) return false;
-    const int64_t within = next_ % planes_.size;
-    offset = (next_ / planes_.size * planes_.channels + channel_) * planes_.size + within;
-    count = planes_.size - within < end_ - next_ ? planes_.size - within : end_ - next_;
+    if (left_ <= 0) return false;
+    offset = next_;
+    channel = next_channel_;
+    count = rest_ < left_ ? rest_ : left_;
     next_ += count;
+    if (next_channel_++ == last_) {
+      next_channel_ = first_;
+      next_ += pitch_;
+      left_ -= count;
+      rest_ = size_;
+    }
     return true;
   }
 
-  int64_t offset = 0, count = 0;
+  int64_t offset = 0, count = 0, channel = 0;
 
  private:
-  Planes planes_;
-  int64_t channel_, next_, end_;
+  int64_t size_, pitch_;  // pitch_: from the end of a plane's runs to the next plane's
+  int64_t first_, last_, next_channel_;
+  int64_t left_, next_, rest_;
 };
 
 // Memory is fetched into the second-level cache ahead of time, as the hardware does within a page of 4 KiB alone, and
@@ -87,13 +107,14 @@ FASTREG_HD void prefetch_last(const T* p, int64_t count) {
   prefetch(p + count - 1);
 }
 
-// From an element of a channel to the one in its place in the plane at least so many bytes further on in the channel;
-// or in the next channel, where that has the next turn.
+// From an element of a channel to the one in its place in the plane at least so many bytes further on in the channel,
+// or in the channels together; or in the next channel, where that has the next turn.
 template <class T>
-FASTREG_HD int64_t prefetch_distance(Planes planes) {
-  if (planes.grouped) return planes.size;
+FASTREG_HD int64_t prefetch_distance(Planes planes, int64_t together = 1) {
+  if (planes.grouped && together == 1) return planes.size;
   constexpr int64_t kAhead = 2048 / sizeof(T);
-  return (kAhead + planes.size - 1) / planes.size * planes.channels * planes.size;
+  const int64_t run = together * planes.size;
+  return (kAhead + run - 1) / run * planes.channels * planes.size;
 }
 
 // ---- What is summed: d and d^2 for the moments, dy and dy * d for the gradients, d = x - centre ----
@@ -259,22 +280,23 @@ FASTREG_HD V input_gradient(V dy, V x, V centre, V delta, V scale, V mean_dy, V 
 }
 
 template <class T>
-void normalize_planes(const T* x, T* y, Planes planes, int64_t channel, int64_t begin, int64_t end,
-                      const ForwardCoefficients<compute_t<T>>& f) {
-  const auto c = broadcast(f.centre[channel]), d = broadcast(f.delta[channel]), a = broadcast(f.scale[channel]),
-             b = broadcast(f.shift[channel]);
-  const int64_t ahead = prefetch_distance<T>(planes);
-  for (Runs run(planes, channel, begin, end); run.advance();) {
+void normalize_planes(const T* x, T* y, const Section& s, const ForwardCoefficients<compute_t<T>>& f) {
+  const bool cached = s.planes.cached;
+  const int64_t ahead = prefetch_distance<T>(s.planes, s.together);
+  for (Runs run(s); run.advance();) {
+    const int64_t channel = run.channel;
+    const auto c = broadcast(f.centre[channel]), d = broadcast(f.delta[channel]), a = broadcast(f.scale[channel]),
+               b = broadcast(f.shift[channel]);
     const T* p = x + run.offset;
     T* q = y + run.offset;
     int64_t i = 0;
     for (; i + kLanes<T> <= run.count; i += kLanes<T>) {
-      if (!planes.cached) prefetch(p + i + ahead);
+      if (!cached) prefetch(p + i + ahead);
       prefetch(q + i + ahead);
       store(q + i, normalized(load(p + i), c, d, a, b));
     }
     if (const int64_t rest = run.count - i) {
-      if (!planes.cached) prefetch_last(p + i + ahead, rest);
+      if (!cached) prefetch_last(p + i + ahead, rest);
       prefetch_last(q + i + ahead, rest);
       store_first(q + i, rest, normalized(load_first(p + i, rest), c, d, a, b));
     }
@@ -282,22 +304,24 @@ void normalize_planes(const T* x, T* y, Planes planes, int64_t channel, int64_t 
 }
 
 template <class T>
-void grad_input_planes(const T* dy, const T* x, T* dx, Planes planes, int64_t channel, int64_t begin, int64_t end,
+void grad_input_planes(const T* dy, const T* x, T* dx, const Section& section,
                        const BackwardCoefficients<compute_t<T>>& f) {
-  const auto c = broadcast(f.centre[channel]), d = broadcast(f.delta[channel]), a = broadcast(f.scale[channel]),
-             m = broadcast(f.mean_dy[channel]), s = broadcast(f.slope[channel]);
-  const int64_t ahead = prefetch_distance<T>(planes);
-  for (Runs run(planes, channel, begin, end); run.advance();) {
+  const bool cached = section.planes.cached;
+  const int64_t ahead = prefetch_distance<T>(section.planes, section.together);
+  for (Runs run(section); run.advance();) {
+    const int64_t channel = run.channel;
+    const auto c = broadcast(f.centre[channel]), d = broadcast(f.delta[channel]), a = broadcast(f.scale[channel]),
+               m = broadcast(f.mean_dy[channel]), s = broadcast(f.slope[channel]);
     const T *p = x + run.offset, *g = dy + run.offset;
     T* q = dx + run.offset;
     int64_t i = 0;
     for (; i + kLanes<T> <= run.count; i += kLanes<T>) {
-      if (!planes.cached) prefetch(p + i + ahead), prefetch(g + i + ahead);
+      if (!cached) prefetch(p + i + ahead), prefetch(g + i + ahead);
       prefetch(q + i + ahead);
       store(q + i, input_gradient(load(g + i), load(p + i), c, d, a, m, s));
     }
     if (const int64_t rest = run.count - i) {
-      if (!planes.cached) prefetch_last(p + i + ahead, rest), prefetch_last(g + i + ahead, rest);
+      if (!cached) prefetch_last(p + i + ahead, rest), prefetch_last(g + i + ahead, rest);
       prefetch_last(q + i + ahead, rest);
       store_first(q + i, rest, input_gradient(load_first(g + i, rest), load_first(p + i, rest), c, d, a, m, s));
     }
