@@ -21,7 +21,7 @@ CASES = [
 
 def last_error():
     """cudaPeekAtLastError() of the executor: what PyTorch's own launches would take for theirs."""
-    return ctypes.CDLL(_extension.module().__file__)["_Z20cudaPeekAtLastErrorv"]()
+    return ctypes.CDLL(_extension.module().__file__)["_Z19cudaPeekAtLastErrorv"]()
 
 
 def step(layer, x, residual, grad):
