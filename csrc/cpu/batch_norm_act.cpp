@@ -31,7 +31,7 @@ struct FusedWork {
     kernels<T>().moments_act(s, x, epilogue.pre_act, centre, sums);
   }
   void normalize(const Section& s, const ForwardCoefficients<C>& f) const {
-    p.for_each_part(s, [&](const Section& part) { kernels<T>().normalize_act(part, x, y, f, epilogue); });
+    kernels<T>().normalize_act(s, x, y, f, epilogue);
   }
   void grad_sums(const Section& s, const ForwardCoefficients<C>& f, const double* mean, double* sums) const {
     kernels<T>().grad_sums_act(s, dy, x, f, mean, epilogue, sums);
@@ -42,11 +42,9 @@ struct FusedWork {
     } else if (epilogue.dz) {
       Epilogue<T> rest{};
       rest.pre_act = epilogue.pre_act;
-      p.for_each_part(
-          s, [&](const Section& part) { kernels<T>().grad_input_act(part, epilogue.dz, x, dx, nullptr, f, b, rest); });
+      kernels<T>().grad_input_act(s, epilogue.dz, x, dx, nullptr, f, b, rest);
     } else if (dx || dresidual) {
-      p.for_each_part(
-          s, [&](const Section& part) { kernels<T>().grad_input_act(part, dy, x, dx, dresidual, f, b, epilogue); });
+      kernels<T>().grad_input_act(s, dy, x, dx, dresidual, f, b, epilogue);
     }
   }
 };

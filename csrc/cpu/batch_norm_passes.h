@@ -68,7 +68,7 @@ struct Partition {
     return section(c, k * chunk, std::min((k + 1) * chunk, layout.per_channel()));
   }
   Section section(int64_t channel, int64_t begin, int64_t end) const {
-    return {layout.channels_last, planes(), layout.per_channel(), channel, begin, end};
+    return {layout.channels_last, planes(), channel, begin, end};
   }
 
   // f(first, last) over ranges of tasks.

@@ -37,13 +37,13 @@ struct Planes {
 // Elements that fused kernels work on at a time.
 constexpr int64_t kTile = 1024;
 
-// A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, which has
-// per_channel of them, in the rows layout a range of rows, of planes.channels elements each. together: the same range,
-// of whole planes then, of so many channels next to each other, plane by plane.
+// A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, in the rows
+// layout a range of rows, of planes.channels elements each. together: the same range, of whole planes then, of so many
+// channels next to each other, plane by plane.
 struct Section {
   bool rows;
   Planes planes;
-  int64_t per_channel, channel, begin, end;
+  int64_t channel, begin, end;
   int64_t together = 1;
 };
 

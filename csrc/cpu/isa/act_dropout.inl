@@ -19,7 +19,7 @@ class DroppedTiles {
       if (group_end < stop) stop = group_end;
     }
     tile.clear();
-    tile.add(next_, next_, stop - next_);
+    tile.add(next_, 0, stop - next_);
     if (a_.drops) fill_words(int(stop - next_));
     next_ = stop;
     first_ = tile.pieces[0].offset;

@@ -27,7 +27,8 @@ class OfColumns {
   const C* values_;
 };
 
-// The tiles of a section in the planes layout, and sums over them. again: whether a pass before has read x and dy.
+// The tiles of a section in the planes layout, and sums over those of one channel. again: whether a pass before has
+// read x and dy.
 template <class T>
 class PlaneTiles {
  public:
@@ -35,10 +36,9 @@ class PlaneTiles {
   using Coefficient = OfChannel<C>;
 
   PlaneTiles(const Section& s, bool again)
-      : runs_(s.planes, s.channel, s.begin, s.end),
+      : runs_(s),
         channel_(s.channel),
-        ordinal_(s.channel * s.per_channel + s.begin),
-        ahead_(prefetch_distance<T>(s.planes)),
+        ahead_(prefetch_distance<T>(s.planes, s.together)),
         again_ahead_(again && s.planes.cached ? 0 : ahead_) {}
 
   // The next tile; false if there is none.
@@ -50,16 +50,12 @@ class PlaneTiles {
       // A short run is not cut into two.
       if (tile.left() == 0 || (runs_.count > tile.left() && runs_.count <= kTile)) break;
       const int64_t count = runs_.count < tile.left() ? runs_.count : tile.left();
-      tile.add(runs_.offset, ordinal_, count);
-      ordinal_ += count;
+      tile.add(runs_.offset, runs_.channel, count);
       runs_.offset += count;
       runs_.count -= count;
     }
     return tile.number > 0;
   }
-
-  // Where the coefficients of the last tile are.
-  int64_t position() const { return channel_; }
 
   template <class U>
   void add_moments(const Tile& tile, Operand<U> x, const double* centre) {
@@ -73,7 +69,7 @@ class PlaneTiles {
 
  private:
   Runs runs_;
-  int64_t channel_, ordinal_, ahead_, again_ahead_;
+  int64_t channel_, ahead_, again_ahead_;
   LaneSums sums_;
 };
 
@@ -104,11 +100,9 @@ class RowTiles {
     }
     tile.clear();
     tile.ahead = tile.again_ahead = prefetch_distance<T>(channels_);
-    for (int64_t r = row_; r < row_ + rows_; ++r) tile.add(r * channels_ + column_, r * channels_ + column_, columns_);
+    for (int64_t r = row_; r < row_ + rows_; ++r) tile.add(r * channels_ + column_, column_, columns_);
     return true;
   }
-
-  int64_t position() const { return column_; }
 
   template <class U>
   void add_moments(const Tile& tile, Operand<U> x, const double* centre) {
@@ -147,13 +141,13 @@ class Argument {
  public:
   using C = compute_t<T>;
 
-  FASTREG_HD Argument(const Tiles& tiles, Operand<U> x, const ForwardCoefficients<C>& f, const T* residual)
+  FASTREG_HD Argument(const Piece& piece, Operand<U> x, const ForwardCoefficients<C>& f, const T* residual)
       : x_(x),
         residual_(residual),
-        centre_(f.centre, tiles.position()),
-        delta_(f.delta, tiles.position()),
-        scale_(f.scale, tiles.position()),
-        shift_(f.shift, tiles.position()) {}
+        centre_(f.centre, piece.position),
+        delta_(f.delta, piece.position),
+        scale_(f.scale, piece.position),
+        shift_(f.shift, piece.position) {}
 
   template <class Whole>
   FASTREG_HD vector_of<C> operator()(const Tile& tile, const Piece& p, int i, Whole whole, int rest) const {
@@ -175,13 +169,13 @@ class Argument {
 template <class Tiles, class C>
 class InputGradient {
  public:
-  FASTREG_HD InputGradient(const Tiles& tiles, const BackwardCoefficients<C>& f)
+  FASTREG_HD InputGradient(const Piece& piece, const BackwardCoefficients<C>& f)
       : is_constant_(f.mean_dy == nullptr),
-        scale_(f.scale, tiles.position()),
-        centre_(is_constant_ ? f.scale : f.centre, tiles.position()),
-        delta_(is_constant_ ? f.scale : f.delta, tiles.position()),
-        mean_dy_(is_constant_ ? f.scale : f.mean_dy, tiles.position()),
-        slope_(is_constant_ ? f.scale : f.slope, tiles.position()) {}
+        scale_(f.scale, piece.position),
+        centre_(is_constant_ ? f.scale : f.centre, piece.position),
+        delta_(is_constant_ ? f.scale : f.delta, piece.position),
+        mean_dy_(is_constant_ ? f.scale : f.mean_dy, piece.position),
+        slope_(is_constant_ ? f.scale : f.slope, piece.position) {}
 
   FASTREG_HD vector_of<C> operator()(int i, vector_of<C> dz, vector_of<C> x) const {
     if (is_constant_) return dz * scale_[i];
@@ -195,24 +189,26 @@ class InputGradient {
 };
 
 template <class Tiles, class T, class U>
-__attribute__((noinline)) void compute_argument(const Tiles& tiles, const Tile& tile, Operand<U> x,
+__attribute__((noinline)) void compute_argument(const Tiles&, const Tile& tile, Operand<U> x,
                                                 const ForwardCoefficients<compute_t<T>>& f, const T* residual,
                                                 compute_t<T>* z) {
-  const Argument<Tiles, T, U> argument(tiles, x, f, residual);
-  for (const Piece& p : tile)
+  for (const Piece& p : tile) {
+    const Argument<Tiles, T, U> argument(p, x, f, residual);
     for_each_vector<compute_t<T>>(
         p, [&](int i, auto whole, int rest) { store(z + p.at + i, argument(tile, p, i, whole, rest)); });
+  }
 }
 
 // dz becomes dx.
 template <class Tiles, class C, class U>
-__attribute__((noinline)) void compute_input_gradient(const Tiles& tiles, const Tile& tile, C* dz, Operand<U> x,
+__attribute__((noinline)) void compute_input_gradient(const Tiles&, const Tile& tile, C* dz, Operand<U> x,
                                                       const BackwardCoefficients<C>& f) {
-  const InputGradient<Tiles, C> gradient(tiles, f);
-  for (const Piece& p : tile)
+  for (const Piece& p : tile) {
+    const InputGradient<Tiles, C> gradient(p, f);
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
       store(dz + p.at + i, gradient(i, load(dz + p.at + i), load_some(x[p] + i, whole, rest)));
     });
+  }
 }
 
 // ---- The most frequent activations, without stages: nothing waits in a buffer ----
@@ -224,15 +220,15 @@ FASTREG_HD bool is_direct(const Epilogue<T>& e) {
 }
 
 template <class Tiles, class T>
-__attribute__((noinline)) void normalize_directly(const Tiles& tiles, const Tile& tile, const T* x, T* y,
+__attribute__((noinline)) void normalize_directly(const Tiles&, const Tile& tile, const T* x, T* y,
                                                   const ForwardCoefficients<compute_t<T>>& f, const Epilogue<T>& e) {
   using C = compute_t<T>;
-  const Argument<Tiles, T, T> argument(tiles, in_memory(x), f, e.residual);
   const Dropping<C> drop = dropping(e);
   const bool is_relu = e.act.kind == ActivationKind::relu, writes_gates = e.gates != nullptr;
   BitWriter gates(e.gates);
   for (const Piece& p : tile) {
-    if (writes_gates) gates.seek(p.ordinal);
+    const Argument<Tiles, T, T> argument(p, in_memory(x), f, e.residual);
+    if (writes_gates) gates.seek(p.offset);
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
       prefetch_with(tile, y + p.offset + i);
       vector_of<C> z = argument(tile, p, i, whole, rest);
@@ -250,11 +246,11 @@ class DirectGradient {
  public:
   using C = compute_t<T>;
 
-  FASTREG_HD DirectGradient(const Tiles& tiles, const T* dy, const T* x, const ForwardCoefficients<C>& f,
+  FASTREG_HD DirectGradient(const Piece& piece, const T* dy, const T* x, const ForwardCoefficients<C>& f,
                             const Epilogue<T>& e)
       : e_(e),
         dy_(dy),
-        argument_(tiles, in_memory(x), f, e.residual),
+        argument_(piece, in_memory(x), f, e.residual),
         drop_(dropping(e)),
         is_relu_(e.act.kind == ActivationKind::relu),
         has_gates_(e.gates != nullptr) {}
@@ -265,7 +261,7 @@ class DirectGradient {
     const vector_of<C> g = dropped<C>(load_some(dy_ + p.offset + i, whole, rest), drop_, p.offset + i);
     if (!is_relu_) return g;
     const vector_of<C> zero = broadcast(C(0));
-    if (has_gates_) return choose(bits_at(e_.gates, e_.gate_bytes, p.ordinal + i), g, zero);
+    if (has_gates_) return choose(bits_at(e_.gates, e_.gate_bytes, p.offset + i), g, zero);
     return argument_(tile, p, i, whole, rest) <= C(0) ? zero : g;
   }
 
@@ -278,22 +274,23 @@ class DirectGradient {
 };
 
 template <class Tiles, class T>
-__attribute__((noinline)) void differentiate_directly(const Tiles& tiles, const Tile& tile, const T* dy, const T* x,
+__attribute__((noinline)) void differentiate_directly(const Tiles&, const Tile& tile, const T* dy, const T* x,
                                                       const ForwardCoefficients<compute_t<T>>& f, const Epilogue<T>& e,
                                                       compute_t<T>* dz) {
-  const DirectGradient<Tiles, T> gradient(tiles, dy, x, f, e);
-  for (const Piece& p : tile)
+  for (const Piece& p : tile) {
+    const DirectGradient<Tiles, T> gradient(p, dy, x, f, e);
     for_each_vector<compute_t<T>>(
         p, [&](int i, auto whole, int rest) { store(dz + p.at + i, gradient(tile, p, i, whole, rest)); });
+  }
 }
 
 template <class Tiles, class T>
-__attribute__((noinline)) void grad_input_directly(const Tiles& tiles, const Tile& tile, const T* dy, const T* x, T* dx,
+__attribute__((noinline)) void grad_input_directly(const Tiles&, const Tile& tile, const T* dy, const T* x, T* dx,
                                                    T* dresidual, const ForwardCoefficients<compute_t<T>>& f,
                                                    const BackwardCoefficients<compute_t<T>>& b, const Epilogue<T>& e) {
-  const DirectGradient<Tiles, T> gradient(tiles, dy, x, f, e);
-  const InputGradient<Tiles, compute_t<T>> input_gradient(tiles, b);
-  for (const Piece& p : tile)
+  for (const Piece& p : tile) {
+    const DirectGradient<Tiles, T> gradient(p, dy, x, f, e);
+    const InputGradient<Tiles, compute_t<T>> input_gradient(p, b);
     for_each_vector<compute_t<T>>(p, [&](int i, auto whole, int rest) {
       const int64_t at = p.offset + i;
       const auto dz = gradient(tile, p, i, whole, rest);
@@ -305,6 +302,7 @@ __attribute__((noinline)) void grad_input_directly(const Tiles& tiles, const Til
       prefetch_with(tile, dx + at);
       store_some(dx + at, whole, rest, input_gradient(i, dz, load_some(x + at, whole, rest)));
     });
+  }
 }
 
 // ---- Kernels: the stages of a tile, one tile after another ----

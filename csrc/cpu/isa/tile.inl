@@ -10,10 +10,10 @@ constexpr int kPieceStep = 32;  // pieces start at multiples of it within a tile
 template <class C>
 using vector_of = decltype(broadcast(C()));
 
-// Elements that lie together: where in memory, where in the tile, and how many. ordinal: the number of the first in the
-// order in which sections and tiles follow each other, which is that of gates.
+// Elements that lie together: where in memory, where in the tile, and how many. position: where their coefficients
+// begin, the channel or the first column.
 struct Piece {
-  int64_t offset, ordinal;
+  int64_t offset, position;
   int at, count;
 };
 
@@ -25,8 +25,8 @@ struct Tile {
 
   FASTREG_HD void clear() { number = size = 0; }
   FASTREG_HD int64_t left() const { return kTile - size; }
-  FASTREG_HD void add(int64_t offset, int64_t ordinal, int64_t count) {
-    pieces[number++] = {offset, ordinal, size, int(count)};
+  FASTREG_HD void add(int64_t offset, int64_t position, int64_t count) {
+    pieces[number++] = {offset, position, size, int(count)};
     size += int(count + kPieceStep - 1) / kPieceStep * kPieceStep;
   }
   FASTREG_HD const Piece* begin() const { return pieces; }
@@ -251,7 +251,7 @@ __attribute__((noinline)) void write_gates(const Tile& tile, ActivationKind kind
   const auto write = [&](auto is_open) {
     BitWriter writer(gates);
     for (const Piece& p : tile) {
-      writer.seek(p.ordinal);
+      writer.seek(p.offset);
       for_each_vector<C>(
           p, [&](int i, auto whole, int rest) { writer.push(lane_bits(is_open(load(z + p.at + i))), whole, rest); });
     }
@@ -280,8 +280,7 @@ __attribute__((noinline)) void differentiate_gated(const Tile& tile, const Activ
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto, int) {
       const vector_of<C> v = load(g + p.at + i);
-      store(g + p.at + i,
-            choose(bits_at(gates, gate_bytes, p.ordinal + i), v * if_open, closes ? zero : v * if_closed));
+      store(g + p.at + i, choose(bits_at(gates, gate_bytes, p.offset + i), v * if_open, closes ? zero : v * if_closed));
     });
 }
 
