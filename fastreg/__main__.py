@@ -3,6 +3,7 @@
 python -m fastreg explain MODULE:FACTORY: what ``fastreg.convert`` does to a model.
 """
 
+import argparse
 import platform
 import re
 import sys
@@ -60,16 +61,19 @@ def report(info, problem, gpus):
     return lines + [f"\n! {sentence}" for sentence in advice(info, problem, torch.version.cuda, gpus)]
 
 
-def main():
-    if sys.argv[1:2] == ["explain"]:
+def main(arguments):
+    if arguments[:1] == ["explain"]:
         from fastreg.conversion import explain
 
-        explain.main(sys.argv[2:])
+        explain.main(arguments[1:])
         return
+    argparse.ArgumentParser(
+        "python -m fastreg", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(arguments)
     indices = range(torch.cuda.device_count())
     gpus = [(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in indices]
     print("\n".join(report(_extension.build_info(), _extension.problem(), gpus)))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

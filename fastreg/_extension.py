@@ -29,7 +29,7 @@ def _built_for(path):
 def _load(path, torch_version):
     """(module, None), or (None, why the extension at path cannot be used); path is None where there is none."""
     if path is None:
-        return None, f"the extension was not built: there may have been no C++ compiler. {REMEDY}"
+        return None, _not_built(Path(__file__).parents[1])
     built_for = _built_for(path)
     if built_for is None or built_for.split("+")[0] != torch_version.split("+")[0]:
         return None, f"the extension was built for torch {built_for}, but torch {torch_version} is installed. {REMEDY}"
@@ -37,6 +37,17 @@ def _load(path, torch_version):
         return importlib.import_module("fastreg._C"), None
     except ImportError as error:
         return None, f"the extension built for torch {built_for} does not load with {torch_version}: {error}. {REMEDY}"
+
+
+def _not_built(folder):
+    """folder: the one that holds this package."""
+    if (folder / "setup.py").exists():
+        return (
+            f"the extension was not built in the source folder {folder}, from which fastreg was imported. If pip has "
+            "installed fastreg, run Python in another folder; to build it here, with a C++ compiler, run: "
+            "pip install --no-build-isolation -e ."
+        )
+    return f"the extension was not built: there may have been no C++ compiler. {REMEDY}"
 
 
 def _missing(expected, info):

@@ -198,6 +198,13 @@ class TestLoading:
         assert result.stdout.startswith("False {'backends': []}")
         assert result.stderr.count("UserWarning: fastreg runs in slow fallbacks: the extension was not built") == 1
 
+    def test_absent_where_it_is_installed(self, run, tmp_path):
+        (tmp_path / "setup.py").unlink()
+        assert "the extension was not built: there may have been no C++ compiler" in run(*self.LOAD).stderr
+
+    def test_the_source_folder_hides_what_is_installed(self, run):
+        assert "If pip has installed fastreg, run Python in another folder" in run(*self.LOAD).stderr
+
     def test_absent_but_expected(self, run):
         result = run(*self.LOAD, FASTREG_EXPECT="cpu")
         assert "ImportError: fastreg: FASTREG_EXPECT=cpu, but the backends are []" in result.stderr
@@ -251,7 +258,7 @@ class TestThisBuild:
             assert _extension._built_for(_extension._find()) == torch.__version__
 
     def test_report(self, capsys):
-        report.main()
+        report.main([])
         output = capsys.readouterr().out
         assert torch.__version__ in output
         assert (", ".join(_extension.build_info()["backends"]) or "none") in output

@@ -416,19 +416,42 @@ def test_other_devices(device):
     assert model(torch.empty(IMAGES, device=device)).shape == (4, 5)
 
 
-def test_explain(capsys, monkeypatch):
+def test_explain(capsys):
     from fastreg import __main__
     from fastreg.conversion.explain import accesses
 
     assert accesses(True, 1, False, False) == (13, 8)  # batch norm and an activation: as batch norm alone
     assert accesses(True, 1, True, False) == (16, 10)  # the residual read, its gradient written
     assert accesses(False, 0, True, True) == (7, 5)
-    monkeypatch.setattr("sys.argv", ["fastreg", "explain", "tests.zoo.nets:mlp_act_drop", "--input", "10,16"])
-    __main__.main()
+    __main__.main(["explain", "tests.zoo.nets:mlp_act_drop", "--input", "10,16"])
     printed = capsys.readouterr().out
     assert "1 gelu + dropout" in printed
     # Two sites of 10 x 32 float32: activation and dropout 9 accesses, fused 5.
     assert "0.023 MB by single" in printed and "0.0128 MB by one kernel" in printed
-    monkeypatch.setattr("sys.argv", ["fastreg", "explain", "torch"])
-    with pytest.raises(ValueError, match="must be named MODULE:FACTORY, got torch"):
-        __main__.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["torch"], "model must be named MODULE:FACTORY, got torch"),
+        (["no_such_module:model"], "No module named 'no_such_module'"),
+        (["torch.nn:no_such_model"], "has no attribute 'no_such_model'"),
+        (["torch:e"], "torch:e must be or make a torch.nn.Module, got float"),
+        (["torch:Tensor"], "torch:Tensor must be or make a torch.nn.Module, got Tensor"),
+        (["torch.nn:Identity", "--input", "2,x"], "shape must be whole numbers, such as 8,3,224,224, got 2,x"),
+        (["torch.nn:Identity", "--dtype", "float3"], "dtype must be one of torch's, such as bfloat16, got float3"),
+    ],
+)
+def test_explain_refuses_in_one_line(arguments, message, capsys):
+    from fastreg import __main__
+
+    with pytest.raises(SystemExit):
+        __main__.main(["explain", *arguments])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("function", [fastreg.convert, fastreg.report, fastreg.revert])
+@pytest.mark.parametrize("model", [3, None, nn.Linear])
+def test_what_is_no_module_is_refused(function, model):
+    with pytest.raises(TypeError, match=f"{function.__name__}: model must be a torch.nn.Module, got"):
+        function(model)

@@ -198,6 +198,8 @@ def test_what_is_refused():
         call(residual=residual[..., :1, :1])
     with pytest.raises(RuntimeError, match="residual must have the input's dtype and device, torch.float32 on cpu"):
         call(residual=residual.double())
+    with pytest.raises(TypeError, match="batch_norm_act: residual must be a tensor, got float"):
+        call(residual=1.0)
     with pytest.raises(ValueError, match=r"p must lie in \[0, 1\], got 1.5"):
         call(p=1.5)
     with pytest.raises(RuntimeError, match="act_weight must have 1 or 6 elements for prelu, got None"):

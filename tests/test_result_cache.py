@@ -208,6 +208,10 @@ def test_fork():
     script = """
 import os, signal, threading
 torch.set_num_threads(1)
+# Many buffers to search: the lock is held for some of the time.
+storages = [F.dropout(torch.ones(1 << 18)).untyped_storage() for _ in range(1000)]
+for size in (0, 1 << 21, 0):
+    for storage in storages: storage.resize_(size)
 kept = F.dropout(torch.ones(1 << 20), rng_state=torch.tensor([1, 0]))
 copy = kept.clone()
 stop = threading.Event()
@@ -232,7 +236,7 @@ stop.set()
 for t in threads: t.join()
 print(set(status), torch.equal(kept, copy))
 """
-    assert run(script)[:2] == (0, "{0} True")
+    assert run(script, "4096")[:2] == (0, "{0} True")
 
 
 def test_exit_with_results_alive():

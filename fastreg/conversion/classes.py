@@ -7,6 +7,11 @@ from torch import nn
 PLANS = "_fastreg_plans"  # what a fused parent keeps: made again where it is missing, so never copied or pickled
 
 
+def check_module(operation: str, model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{operation}: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
 class Derived:
     """A base of every class made here, besides the original: ``isinstance(module, original)`` still holds."""
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from fastreg.conversion import layers
-from fastreg.conversion.classes import PLANS
+from fastreg.conversion.classes import PLANS, check_module
 from fastreg.conversion.fusion import fuse as fuse_parent
 from fastreg.nn import sync_batch_norm
 
@@ -31,7 +31,11 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
 
     Returns:
         Module: model itself.
+
+    Raises:
+        TypeError: model is no module.
     """
+    check_module("convert", model)
     _restore(model)
     modules = list(model.modules())
     for module in modules:
@@ -52,7 +56,11 @@ def revert(model: nn.Module) -> nn.Module:
 
     Returns:
         Module: model itself.
+
+    Raises:
+        TypeError: model is no module.
     """
+    check_module("revert", model)
     for module in model.modules():
         sync_batch_norm.restore(module)
     return _restore(model)

@@ -1,7 +1,9 @@
 """python -m fastreg explain: what convert does to a model, and the memory traffic that its fused sites stand for."""
 
 import argparse
+import functools
 import importlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -43,18 +45,27 @@ def traffic(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> tup
     return total[0], total[1]
 
 
-def load(name: str) -> nn.Module:
-    """The model that a factory, MODULE:FACTORY, makes without arguments; or the model itself."""
+def find(name: str) -> nn.Module | Callable[[], nn.Module]:
+    """What MODULE:FACTORY names: what makes a model without arguments, or a model."""
     module, _, factory = name.partition(":")
     if not factory:
-        raise ValueError(f"explain: the model must be named MODULE:FACTORY, got {name}")
-    value = importlib.import_module(module)
-    for attribute in factory.split("."):
-        value = getattr(value, attribute)
-    model = value if isinstance(value, nn.Module) else value()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"explain: the factory must make a torch.nn.Module, got {type(model).__name__}")
-    return model
+        raise ValueError(f"model must be named MODULE:FACTORY, got {name}")
+    return functools.reduce(getattr, factory.split("."), importlib.import_module(module))
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        message = f"shape must be whole numbers, such as 8,3,224,224, got {text}"
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def dtype_of(text: str) -> torch.dtype:
+    dtype = getattr(torch, text, None)
+    if not isinstance(dtype, torch.dtype):
+        raise argparse.ArgumentTypeError(f"dtype must be one of torch's, such as bfloat16, got {text}")
+    return dtype
 
 
 def size(bytes: int) -> str:
@@ -64,15 +75,23 @@ def size(bytes: int) -> str:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m fastreg explain", description=__doc__.partition(": ")[2])
     parser.add_argument("model", help="MODULE:FACTORY, such as torchvision.models:resnet50")
-    parser.add_argument("--input", default="8,3,224,224", help="the input's shape; default 8,3,224,224")
-    parser.add_argument("--dtype", default="float32", help="the model's and the input's; default float32")
+    parser.add_argument("--input", type=shape_of, default="8,3,224,224", help="the input's shape; default 8,3,224,224")
+    parser.add_argument(
+        "--dtype", type=dtype_of, default="float32", help="the model's and the input's; default float32"
+    )
     options = parser.parse_args(arguments)
-    model = convert(load(options.model))
-    print(report(model))
-    shape = tuple(int(number) for number in options.input.split(","))
-    single, fused = traffic(model, shape, getattr(torch, options.dtype))
+    try:
+        found = find(options.model)
+    except (ImportError, AttributeError, ValueError) as error:
+        parser.error(str(error))
+    model = found() if callable(found) and not isinstance(found, nn.Module) else found
+    if not isinstance(model, nn.Module):
+        parser.error(f"{options.model} must be or make a torch.nn.Module, got {type(model).__name__}")
+    print(report(convert(model)))
+    single, fused = traffic(model, options.input, options.dtype)
+    of = f"input {list(options.input)}, {str(options.dtype).removeprefix('torch.')}"
     print(
-        f"\nMemory traffic of the fused sites in a training step, input {list(shape)}, {options.dtype}, calculated:\n"
+        f"\nMemory traffic of the fused sites in a training step, {of}, calculated:\n"
         f"    {size(single)} by single operations\n"
         f"    {size(fused)} by one kernel each way, {size(single - fused)} less"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fastreg.conversion import layers
-from fastreg.conversion.classes import Derived, original_of
+from fastreg.conversion.classes import Derived, check_module, original_of
 from fastreg.conversion.fusion import Fused, plans_of
 from fastreg.conversion.patterns import Site
 
@@ -62,7 +62,11 @@ def report(model: nn.Module) -> Report:
 
     Returns:
         Report: with ``replaced``, ``fused`` and ``left``; its str() is a table.
+
+    Raises:
+        TypeError: model is no module.
     """
+    check_module("report", model)
     found = Report()
     covered: set[str] = set()  # containers that a plan above them computes
     for path, module in model.named_modules():

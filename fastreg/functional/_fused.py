@@ -277,6 +277,8 @@ def _check_p(operation, p):
 def _check_residual(operation, input, residual):
     if residual is None:
         return
+    if not isinstance(residual, Tensor):
+        raise TypeError(f"{operation}: residual must be a tensor, got {type(residual).__name__}")
     if residual.shape != input.shape:
         raise ValueError(
             f"{operation}: residual must have the input's shape {list(input.shape)}, got {list(residual.shape)}"
