@@ -5,8 +5,10 @@
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <mutex>
+#include <numeric>
 #include <unordered_map>
 #include <vector>
 
@@ -21,6 +23,7 @@ namespace {
 constexpr size_t kSmallest = size_t(1) << 20;  // smaller results come from torch's allocator, which keeps its pages
 constexpr size_t kHugePage = size_t(2) << 20;  // buffers start at one: 64 MB take 32 page faults instead of 16 000
 constexpr size_t kPage = size_t(64) << 10;     // a multiple of every system's smallest
+constexpr size_t kWarm = size_t(64) << 20;     // of what is kept, so much is not marked as free: marking takes its time
 constexpr int64_t kDefaultLimit = int64_t(1024) << 20;
 
 // FASTREG_CPU_CACHE: the most bytes to keep, in MiB (default 1024); 0 leaves all results to torch's allocator.
@@ -39,6 +42,7 @@ int64_t limit_from_environment() {
 struct Buffer {
   void* data;
   size_t size;
+  bool is_free = false;  // marked as such
 };
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -53,6 +57,11 @@ Buffer map(size_t size) {
   munmap(data + size, size_t(begin + kHugePage - data));
   madvise(data, size, MADV_HUGEPAGE);  // a refusal costs time alone
   return {data, size};
+}
+// Whole huge pages only: others would cost time one by one.
+void mark_free(Buffer& b) {
+  b.is_free = true;
+  if (const size_t huge = b.size / kHugePage * kHugePage) madvise(b.data, huge, MADV_FREE);
 }
 void unmap(const std::vector<Buffer>& buffers) {
   for (const Buffer& b : buffers) munmap(b.data, b.size);
@@ -89,7 +98,7 @@ class ResultCache final : public c10::Allocator {
 
   size_t kept_bytes() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return kept_bytes_;
+    return bytes_from(kept_.begin());
   }
 
   void empty() { unmap(shrink_to(0)); }
@@ -108,26 +117,26 @@ class ResultCache final : public c10::Allocator {
     auto best = kept_.end();
     for (auto b = kept_.begin(); b != kept_.end(); ++b)
       if (b->size >= n && b->size - n <= b->size / 8 && (best == kept_.end() || b->size <= best->size)) best = b;
-    if (best == kept_.end()) return {};
-    const Buffer buffer = *best;
-    kept_.erase(best);
-    kept_bytes_ -= buffer.size;
-    return buffer;
+    return best == kept_.end() ? Buffer() : take_out(best);
   }
 
   void release(void* data) {
     c10::profiledCPUMemoryReporter().Delete(data);
-    std::vector<Buffer> superfluous;
     std::unique_lock<std::mutex> lock(mutex_);
     const Buffer buffer = {data, lent_.at(data)};
     lent_.erase(data);
-    lock.unlock();
-    if (buffer.size > limit_) return unmap({buffer});
-    // Whole huge pages only: others would cost time one by one.
-    if (const size_t huge = buffer.size / kHugePage * kHugePage) madvise(data, huge, MADV_FREE);
-    lock.lock();
+    if (buffer.size > limit_) {
+      lock.unlock();
+      return unmap({buffer});
+    }
     kept_.push_back(buffer);
-    kept_bytes_ += buffer.size;
+    while (bytes_from(first_warm()) > kWarm) {
+      Buffer coldest = take_out(first_warm());  // so that nobody takes it meanwhile
+      lock.unlock();
+      mark_free(coldest);
+      lock.lock();
+      kept_.insert(first_warm(), coldest);
+    }
     lock.unlock();
     unmap(shrink_to(limit_));
   }
@@ -136,19 +145,28 @@ class ResultCache final : public c10::Allocator {
   std::vector<Buffer> shrink_to(size_t bytes) {
     std::vector<Buffer> out;
     const std::lock_guard<std::mutex> lock(mutex_);
-    while (kept_bytes_ > bytes) {
-      kept_bytes_ -= kept_[out.size()].size;
-      out.push_back(kept_[out.size()]);
-    }
-    kept_.erase(kept_.begin(), kept_.begin() + int64_t(out.size()));
+    while (bytes_from(kept_.begin()) > bytes) out.push_back(take_out(kept_.begin()));
     return out;
+  }
+
+  // With the lock taken:
+  using Position = std::vector<Buffer>::iterator;
+  Position first_warm() {
+    return std::find_if(kept_.begin(), kept_.end(), [](const Buffer& b) { return !b.is_free; });
+  }
+  size_t bytes_from(Position begin) {
+    return std::accumulate(begin, kept_.end(), size_t(0), [](size_t sum, const Buffer& b) { return sum + b.size; });
+  }
+  Buffer take_out(Position at) {
+    const Buffer buffer = *at;
+    kept_.erase(at);
+    return buffer;
   }
 
   const size_t limit_;
   std::mutex mutex_;
   std::unordered_map<void*, size_t> lent_;
-  std::vector<Buffer> kept_;  // in the order in which they were released
-  size_t kept_bytes_ = 0;
+  std::vector<Buffer> kept_;  // in the order in which they were released; the first ones are marked as free
 };
 
 #endif

@@ -1,9 +1,9 @@
 // New tensors for the results of operators.
 //
 // Large ones on the CPU come from a cache of buffers, as torch's CUDA tensors do: memory that the system hands out
-// afresh has to be zeroed page by page at the first touch, which costs as much as the layers' own work. A buffer that
-// is not in use is marked as free (MADV_FREE): the system takes its pages when it runs short of memory, and until then
-// the next result finds them in place, for no more than the call.
+// afresh has to be zeroed page by page at the first touch, which costs as much as the layers' own work. Of the buffers
+// that are not in use all but some that were used last are marked as free (MADV_FREE): the system takes their pages
+// when it runs short of memory, and until then the next result finds them in place, for no more than the call.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -14,7 +14,7 @@ struct PlainWork {
   const Partition& p;
   const T *dy, *x;
   T* y;
-  const ChannelRows<C> zeros{1, p.layout.channels};
+  const Coefficients<C> zeros{1, p.layout.channels};
 
   double start(int64_t c) const { return double(to_compute(x[p.layout.channels_last ? c : c * p.layout.size])); }
 

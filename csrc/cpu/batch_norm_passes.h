@@ -42,7 +42,8 @@ struct Partition {
   Partition(const ChannelLayout& l, bool has_sums) : layout(l), sums_first(has_sums) {
     const int64_t n = l.per_channel();
     if (l.channels_last) {
-      chunk = std::max({int64_t(64), kChunk / l.channels, n / kMostChunks});
+      // Whole vectors, from whole cache lines on, whatever the number of channels.
+      chunk = padded(std::max({int64_t(64), kChunk / l.channels, n / kMostChunks}));
     } else {
       chunk = l.channels < kFewChannels ? kChunk : n;
     }
@@ -110,6 +111,22 @@ class ChannelRows {
  private:
   int64_t pitch_;
   std::unique_ptr<V[]> values_;
+};
+
+// `rows` arrays of coefficients as kernels take them.
+template <class C>
+class Coefficients {
+ public:
+  Coefficients(int rows, int64_t channels)
+      : channels_(channels), pitch_(repeated(channels)), values_(new C[size_t(rows * pitch_)]()) {}
+  const C* operator[](int row) const { return values_.get() + row * pitch_; }
+  void set(int row, int64_t channel, C value) const {
+    for (int64_t c = channel; c < pitch_; c += channels_) values_[row * pitch_ + c] = value;
+  }
+
+ private:
+  int64_t channels_, pitch_;
+  std::unique_ptr<C[]> values_;
 };
 
 // The two sums of every task: one pair of numbers in the planes layout, one pair of rows in the other.
@@ -281,7 +298,7 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
     const auto work = make_work(tag, partition);
     // What is known of the mean after the first look at a channel: any of its values does for a start.
     for (int64_t c = 0; c < channels; ++c) centre[c] = work.start(c);
-    const ChannelRows<C> coefficients(4, channels);
+    const Coefficients<C> coefficients(4, channels);
     const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
     C* const saved = data<C>(statistics.stats);
 
@@ -294,11 +311,13 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
         [&](int64_t c, double sum, double sum_of_squares) {
           const Moments<double> m = moments_from_sums(n, sum, sum_of_squares);
           const double invstd = inverse_deviation(m.m2 / n, statistics.eps);
-          coefficients[0][c] = saved[c] = C(centre[c]);
-          coefficients[1][c] = saved[channels + c] = C(m.mean + (centre[c] - double(saved[c])));
+          saved[c] = C(centre[c]);
+          coefficients.set(0, c, saved[c]);
+          saved[channels + c] = C(m.mean + (centre[c] - double(saved[c])));
+          coefficients.set(1, c, saved[channels + c]);
           saved[2 * channels + c] = C(invstd);
-          coefficients[2][c] = C(double(saved[2 * channels + c]) * w[c]);  // as backward has it
-          coefficients[3][c] = C(b[c]);
+          coefficients.set(2, c, C(double(saved[2 * channels + c]) * w[c]));  // as backward has it
+          coefficients.set(3, c, C(b[c]));
           mean[c] += m.mean;
           variance[c] = m.m2 / (n - 1);
         },
@@ -328,12 +347,12 @@ void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& 
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
     using C = compute_t<decltype(tag)>;
     const auto work = make_work(tag, partition);
-    const ChannelRows<C> coefficients(4, channels);
+    const Coefficients<C> coefficients(4, channels);
     for (int64_t c = 0; c < channels; ++c) {
-      coefficients[0][c] = C(centre[c]);
-      coefficients[1][c] = C(delta[c]);
-      coefficients[2][c] = C(invstd[c] * w[c]);
-      coefficients[3][c] = C(b[c]);
+      coefficients.set(0, c, C(centre[c]));
+      coefficients.set(1, c, C(delta[c]));
+      coefficients.set(2, c, C(invstd[c] * w[c]));
+      coefficients.set(3, c, C(b[c]));
     }
     const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
     partition.for_each_section([&](const Section& s) { work.normalize(s, forward); });
@@ -363,12 +382,12 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
     using C = compute_t<decltype(tag)>;
     const auto work = make_work(tag, partition);
     const C* const means = has_means ? const_data<C>(statistics.grad_means) : nullptr;
-    const ChannelRows<C> coefficients(6, channels);
+    const Coefficients<C> coefficients(6, channels);
     for (int64_t c = 0; c < channels; ++c) {
-      coefficients[0][c] = C(centre[c]);
-      coefficients[1][c] = C(delta[c]);
-      coefficients[2][c] = C(invstd[c] * w[c]);
-      coefficients[3][c] = C(b[c]);
+      coefficients.set(0, c, C(centre[c]));
+      coefficients.set(1, c, C(delta[c]));
+      coefficients.set(2, c, C(invstd[c] * w[c]));
+      coefficients.set(3, c, C(b[c]));
     }
     const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
     const BackwardCoefficients<C> backward = {coefficients[0], coefficients[1], coefficients[2],
@@ -382,8 +401,8 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
           sum_dy_x[c] = sum_of_products - delta[c] * sum;
           const double mean_dy = has_means ? double(means[c]) : sum / n;
           const double mean_dy_x_hat = has_means ? double(means[channels + c]) : sum_dy_x[c] / n * invstd[c];
-          coefficients[4][c] = C(mean_dy);
-          coefficients[5][c] = C(mean_dy_x_hat * invstd[c]);
+          coefficients.set(4, c, C(mean_dy));
+          coefficients.set(5, c, C(mean_dy_x_hat * invstd[c]));
         },
         [&](const Section& s) { work.grad_input(s, forward, backward); });
   });

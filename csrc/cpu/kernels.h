@@ -12,10 +12,13 @@ namespace fastreg::cpu {
 
 using DropoutArguments = DropoutCall<RandomState>;
 
-// The length of an array of per-channel coefficients or sums: whole vectors can be read and written at its end.
+// The length of an array of per-channel sums: whole vectors can be read and written at its end.
 constexpr int64_t padded(int64_t channels) { return (channels + 31) / 32 * 32; }
 
-// Per-channel coefficients, each an array of padded(channels). x stands for an input element of the channel.
+// The length of an array of per-channel coefficients, over and over: a vector can start at any channel.
+constexpr int64_t repeated(int64_t channels) { return padded(channels + 31); }
+
+// Per-channel coefficients, each an array of repeated(channels). x stands for an input element of the channel.
 // Forward: y = ((x - centre) - delta) * scale + shift.
 template <class C>
 struct ForwardCoefficients {

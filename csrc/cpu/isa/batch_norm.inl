@@ -250,22 +250,51 @@ FASTREG_HD void add_row_grad_sums(const G* dy, int64_t dy_pitch, const T* x, int
   });
 }
 
+// A step's columns should not be cut short by the end of each row: so many rows are then taken as one.
+constexpr int64_t kMostColumns = 1024;
+inline int64_t rows_as_one(int64_t channels) {
+  int64_t rows = 1;
+  while (rows * channels % kStep != 0) rows *= 2;
+  return rows * channels <= kMostColumns ? rows : 1;
+}
+
+// add(row, pitch, rows, columns, centre, sum, other sum) for groups of rows, of which the sums are those of channels.
+template <class Add>
+FASTREG_HD void sum_rows(int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums, Add&& add) {
+  memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
+  const int64_t as_one = rows_as_one(channels), columns = as_one * channels;
+  int64_t row = begin;
+  if (as_one > 1) {
+    double centres[kMostColumns], more[2][kMostColumns] = {};
+    for (int64_t c = 0; c < columns; c += channels) memcpy(centres + c, centre, size_t(channels) * sizeof(double));
+    for (int64_t rest; (rest = (end - row) / as_one) > 0;) {
+      const int64_t rows = rest < kRowGroup ? rest : kRowGroup;
+      add(row, columns, rows, columns, centres, more[0], more[1]);
+      row += rows * as_one;
+    }
+    for (int64_t c = 0; c < columns; c += channels)
+      for (int64_t i = 0; i < channels; ++i) sums[i] += more[0][c + i], sums[padded(channels) + i] += more[1][c + i];
+  }
+  for (; row < end; row += kRowGroup)
+    add(row, channels, row + kRowGroup < end ? kRowGroup : end - row, channels, centre, sums, sums + padded(channels));
+}
+
 template <class T>
 void moments_rows(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums) {
-  memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
-  for (int64_t row = begin; row < end; row += kRowGroup)
-    add_row_moments(x + row * channels, channels, row + kRowGroup < end ? kRowGroup : end - row, channels,
-                    prefetch_distance<T>(channels), centre, sums, sums + padded(channels));
+  sum_rows(channels, begin, end, centre, sums,
+           [&](int64_t row, int64_t pitch, int64_t rows, int64_t columns, const double* c, double* a, double* b) {
+             add_row_moments(x + row * channels, pitch, rows, columns, prefetch_distance<T>(pitch), c, a, b);
+           });
 }
 
 template <class T>
 void grad_sums_rows(const T* dy, const T* x, int64_t channels, int64_t begin, int64_t end, const double* mean,
                     double* sums) {
-  memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
-  for (int64_t row = begin; row < end; row += kRowGroup)
-    add_row_grad_sums(dy + row * channels, channels, x + row * channels, channels,
-                      row + kRowGroup < end ? kRowGroup : end - row, channels, prefetch_distance<T>(channels), mean,
-                      sums, sums + padded(channels));
+  sum_rows(channels, begin, end, mean, sums,
+           [&](int64_t row, int64_t pitch, int64_t rows, int64_t columns, const double* m, double* a, double* b) {
+             add_row_grad_sums(dy + row * channels, pitch, x + row * channels, pitch, rows, columns,
+                               prefetch_distance<T>(pitch), m, a, b);
+           });
 }
 
 // ---- Elementwise ----
@@ -328,47 +357,51 @@ void grad_input_planes(const T* dy, const T* x, T* dx, const Section& section,
   }
 }
 
+// f(i, channel, whole, count) for the vectors of some rows, from element i on, which is of that channel. Rows lie
+// together: a vector may begin in one and end in the next. In wide rows some columns after others, so that the
+// coefficients stay in the first-level cache.
+template <class T, class F>
+FASTREG_HD void for_each_vector_of_rows(int64_t channels, int64_t begin, int64_t end, F&& f) {
+  const auto run = [&](int64_t i, int64_t last, int64_t c) {
+    const int64_t step = kLanes<T> % channels;
+    for (; i + kLanes<T> <= last; i += kLanes<T>) {
+      f(i, c, std::true_type{}, kLanes<T>);
+      c += step;
+      if (c >= channels) c -= channels;
+    }
+    if (i < last) f(i, c, std::false_type{}, last - i);
+  };
+  if (channels <= kMostColumns) return run(begin * channels, end * channels, 0);
+  for (int64_t c = 0; c < channels; c += kMostColumns)
+    for (int64_t row = begin; row < end; ++row)
+      run(row * channels + c, row * channels + (c + kMostColumns < channels ? c + kMostColumns : channels), c);
+}
+
 template <class T>
 void normalize_rows(const T* x, T* y, int64_t channels, int64_t begin, int64_t end,
                     const ForwardCoefficients<compute_t<T>>& f) {
   const int64_t ahead = prefetch_distance<T>(channels);
-  for (int64_t row = begin; row < end; ++row) {
-    const T* p = x + row * channels;
-    T* q = y + row * channels;
-    int64_t c = 0;
-    for (; c + kLanes<T> <= channels; c += kLanes<T>) {
-      prefetch(p + c + ahead);
-      prefetch(q + c + ahead);
-      store(q + c,
-            normalized(load(p + c), load(f.centre + c), load(f.delta + c), load(f.scale + c), load(f.shift + c)));
-    }
-    if (const int64_t rest = channels - c)
-      store_first(q + c, rest,
-                  normalized(load_first(p + c, rest), load(f.centre + c), load(f.delta + c), load(f.scale + c),
-                             load(f.shift + c)));
-  }
+  for_each_vector_of_rows<T>(channels, begin, end, [&](int64_t i, int64_t c, auto whole, int64_t count) {
+    prefetch(x + i + ahead);
+    prefetch(y + i + ahead);
+    store_some(y + i, whole, count,
+               normalized(load_some(x + i, whole, count), load(f.centre + c), load(f.delta + c), load(f.scale + c),
+                          load(f.shift + c)));
+  });
 }
 
 template <class T>
 void grad_input_rows(const T* dy, const T* x, T* dx, int64_t channels, int64_t begin, int64_t end,
                      const BackwardCoefficients<compute_t<T>>& f) {
   const int64_t ahead = prefetch_distance<T>(channels);
-  for (int64_t row = begin; row < end; ++row) {
-    const T *p = x + row * channels, *g = dy + row * channels;
-    T* q = dx + row * channels;
-    int64_t c = 0;
-    for (; c + kLanes<T> <= channels; c += kLanes<T>) {
-      prefetch(p + c + ahead);
-      prefetch(g + c + ahead);
-      prefetch(q + c + ahead);
-      store(q + c, input_gradient(load(g + c), load(p + c), load(f.centre + c), load(f.delta + c), load(f.scale + c),
-                                  load(f.mean_dy + c), load(f.slope + c)));
-    }
-    if (const int64_t rest = channels - c)
-      store_first(q + c, rest,
-                  input_gradient(load_first(g + c, rest), load_first(p + c, rest), load(f.centre + c),
-                                 load(f.delta + c), load(f.scale + c), load(f.mean_dy + c), load(f.slope + c)));
-  }
+  for_each_vector_of_rows<T>(channels, begin, end, [&](int64_t i, int64_t c, auto whole, int64_t count) {
+    prefetch(x + i + ahead);
+    prefetch(dy + i + ahead);
+    prefetch(dx + i + ahead);
+    store_some(dx + i, whole, count,
+               input_gradient(load_some(dy + i, whole, count), load_some(x + i, whole, count), load(f.centre + c),
+                              load(f.delta + c), load(f.scale + c), load(f.mean_dy + c), load(f.slope + c)));
+  });
 }
 
 }  // namespace fastreg::cpu::FASTREG_ISA

@@ -62,6 +62,18 @@ FASTREG_HD f64 widen(const bfloat16* p) {
   return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(bits, 16)));
 }
 
+// Masked accesses, where simd_partial.h would go through a buffer.
+FASTREG_HD __m256i first_lanes(int64_t count, float) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FASTREG_HD __m256i first_lanes(int64_t count, double) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+FASTREG_HD f32 load_first(const float* p, int64_t count) { return _mm256_maskload_ps(p, first_lanes(count, 0.0f)); }
+FASTREG_HD f64 load_first(const double* p, int64_t count) { return _mm256_maskload_pd(p, first_lanes(count, 0.0)); }
+FASTREG_HD void store_first(float* p, int64_t count, f32 v) { _mm256_maskstore_ps(p, first_lanes(count, 0.0f), v); }
+FASTREG_HD void store_first(double* p, int64_t count, f64 v) { _mm256_maskstore_pd(p, first_lanes(count, 0.0), v); }
+
 // Four Philox calls in the four 64-bit lanes, as in simd_avx512.h; two such groups make the eight blocks.
 class KeepGenerator {
  public:

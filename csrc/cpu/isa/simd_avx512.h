@@ -12,24 +12,31 @@ FASTREG_HD f64 broadcast(double x) { return _mm512_set1_pd(x); }
 
 FASTREG_HD f32 load(const float* p) { return _mm512_loadu_ps(p); }
 FASTREG_HD f64 load(const double* p) { return _mm512_loadu_pd(p); }
-FASTREG_HD f32 load(const half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-FASTREG_HD f32 load(const bfloat16* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+FASTREG_HD f32 from_bits(__m256i bits, half) { return _mm512_cvtph_ps(bits); }
+FASTREG_HD f32 from_bits(__m256i bits, bfloat16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-
-FASTREG_HD void store(float* p, f32 v) { _mm512_storeu_ps(p, v); }
-FASTREG_HD void store(double* p, f64 v) { _mm512_storeu_pd(p, v); }
-FASTREG_HD void store(half* p, f32 v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+FASTREG_HD f32 load(const half* p) {
+  return from_bits(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), half());
 }
-FASTREG_HD void store(bfloat16* p, f32 v) {
+FASTREG_HD f32 load(const bfloat16* p) {
+  return from_bits(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), bfloat16());
+}
+
+FASTREG_HD __m256i to_bits(f32 v, half) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FASTREG_HD __m256i to_bits(f32 v, bfloat16) {
   const __m512i bits = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   const __m512i rounded = _mm512_mask_mov_epi32(_mm512_srli_epi32(sum, 16), nan, _mm512_set1_epi32(0x7FC0));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+  return _mm512_cvtepi32_epi16(rounded);
+}
+FASTREG_HD void store(float* p, f32 v) { _mm512_storeu_ps(p, v); }
+FASTREG_HD void store(double* p, f64 v) { _mm512_storeu_pd(p, v); }
+FASTREG_HD void store(half* p, f32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bits(v, half())); }
+FASTREG_HD void store(bfloat16* p, f32 v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bits(v, bfloat16()));
 }
 
 FASTREG_HD f32 multiply_add(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
@@ -45,33 +52,55 @@ FASTREG_HD uint32_t lane_bits(f64_comparison v) { return _mm512_movepi64_mask(__
 
 FASTREG_HD f64 widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 FASTREG_HD f64 widen(const double* p) { return load(p); }
+FASTREG_HD __m256 from_bits(__m128i bits, half) { return _mm256_cvtph_ps(bits); }
+FASTREG_HD __m256 from_bits(__m128i bits, bfloat16) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
 FASTREG_HD f64 widen(const half* p) {
-  return _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  return _mm512_cvtps_pd(from_bits(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), half()));
 }
 FASTREG_HD f64 widen(const bfloat16* p) {
-  const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
+  return _mm512_cvtps_pd(from_bits(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), bfloat16()));
 }
 
 // Masked accesses, where simd_partial.h would go through a buffer.
-FASTREG_HD f64 widen_first(const float* p, int64_t count, double otherwise) {
-  const __mmask8 first = __mmask8((1u << count) - 1);
-  return _mm512_mask_cvtps_pd(_mm512_set1_pd(otherwise), first, _mm256_maskz_loadu_ps(first, p));
+FASTREG_HD __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
+FASTREG_HD f64 widen_first(__m256 v, int64_t count, double otherwise) {
+  return _mm512_mask_cvtps_pd(_mm512_set1_pd(otherwise), __mmask8(first_lanes(count)), v);
 }
 FASTREG_HD f64 widen_first(const double* p, int64_t count, double otherwise) {
-  return _mm512_mask_loadu_pd(_mm512_set1_pd(otherwise), __mmask8((1u << count) - 1), p);
+  return _mm512_mask_loadu_pd(_mm512_set1_pd(otherwise), __mmask8(first_lanes(count)), p);
 }
-FASTREG_HD f32 load_first(const float* p, int64_t count) {
-  return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+FASTREG_HD f64 widen_first(const float* p, int64_t count, double otherwise) {
+  return widen_first(_mm256_maskz_loadu_ps(__mmask8(first_lanes(count)), p), count, otherwise);
 }
+FASTREG_HD f64 widen_first(const half* p, int64_t count, double otherwise) {
+  return widen_first(from_bits(_mm_maskz_loadu_epi16(__mmask8(first_lanes(count)), p), half()), count, otherwise);
+}
+FASTREG_HD f64 widen_first(const bfloat16* p, int64_t count, double otherwise) {
+  return widen_first(from_bits(_mm_maskz_loadu_epi16(__mmask8(first_lanes(count)), p), bfloat16()), count, otherwise);
+}
+
+FASTREG_HD f32 load_first(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(first_lanes(count), p); }
 FASTREG_HD f64 load_first(const double* p, int64_t count) {
-  return _mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p);
+  return _mm512_maskz_loadu_pd(__mmask8(first_lanes(count)), p);
 }
-FASTREG_HD void store_first(float* p, int64_t count, f32 v) {
-  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), v);
+FASTREG_HD f32 load_first(const half* p, int64_t count) {
+  return from_bits(_mm256_maskz_loadu_epi16(first_lanes(count), p), half());
 }
+FASTREG_HD f32 load_first(const bfloat16* p, int64_t count) {
+  return from_bits(_mm256_maskz_loadu_epi16(first_lanes(count), p), bfloat16());
+}
+
+FASTREG_HD void store_first(float* p, int64_t count, f32 v) { _mm512_mask_storeu_ps(p, first_lanes(count), v); }
 FASTREG_HD void store_first(double* p, int64_t count, f64 v) {
-  _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), v);
+  _mm512_mask_storeu_pd(p, __mmask8(first_lanes(count)), v);
+}
+FASTREG_HD void store_first(half* p, int64_t count, f32 v) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), to_bits(v, half()));
+}
+FASTREG_HD void store_first(bfloat16* p, int64_t count, f32 v) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), to_bits(v, bfloat16()));
 }
 
 // Eight Philox calls in the eight 64-bit lanes. Each 32-bit word of the state sits in the low half of its lane, and

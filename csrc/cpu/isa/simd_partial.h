@@ -30,4 +30,16 @@ FASTREG_HD void store_first(T* p, int64_t count, decltype(load(p)) v) {
   for (int64_t i = 0; i < count; ++i) p[i] = elements[i];
 }
 
+// Vectors whole, which is a constant, or the first `count` elements of them.
+template <class T, class Whole>
+FASTREG_HD auto load_some(const T* p, Whole, int64_t count) {
+  if constexpr (Whole::value) return load(p);
+  return load_first(p, count);
+}
+template <class T, class Whole>
+FASTREG_HD void store_some(T* p, Whole, int64_t count, decltype(load(p)) v) {
+  if constexpr (Whole::value) return store(p, v);
+  store_first(p, count, v);
+}
+
 }  // namespace fastreg::cpu::FASTREG_ISA

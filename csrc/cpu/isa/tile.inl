@@ -128,16 +128,6 @@ FASTREG_HD void for_each_vector(const Piece& p, F&& f) {
   for (; i + kStep <= p.count; i += kStep) f(i, std::true_type{}, kStep);
   if (i < p.count) f(i, std::false_type{}, p.count - i);
 }
-template <class T, class Whole>
-FASTREG_HD auto load_some(const T* p, Whole, int count) {
-  if constexpr (Whole::value) return load(p);
-  return load_first(p, count);
-}
-template <class T, class Whole>
-FASTREG_HD void store_some(T* p, Whole, int count, vector_of<compute_t<T>> v) {
-  if constexpr (Whole::value) return store(p, v);
-  store_first(p, count, v);
-}
 
 // Keep bits of elements, in memory order, and the factor of those that are kept.
 template <class C>
