@@ -118,13 +118,16 @@ template <class C>
 class Coefficients {
  public:
   Coefficients(int rows, int64_t channels)
-      : channels_(channels), pitch_(repeated(channels)), values_(new C[size_t(rows * pitch_)]()) {}
-  const C* operator[](int row) const { return values_.get() + row * pitch_; }
-  void set(int row, int64_t channel, C value) const {
-    for (int64_t c = channel; c < pitch_; c += channels_) values_[row * pitch_ + c] = value;
+      : rows_(rows), channels_(channels), pitch_(repeated(channels)), values_(new C[size_t(rows * pitch_)]()) {}
+  C* operator[](int row) const { return values_.get() + row * pitch_; }
+  // When those of all channels are there.
+  void repeat() const {
+    for (int row = 0; row < rows_; ++row)
+      for (int64_t c = channels_; c < pitch_; ++c) (*this)[row][c] = (*this)[row][c - channels_];
   }
 
  private:
+  int rows_;
   int64_t channels_, pitch_;
   std::unique_ptr<C[]> values_;
 };
@@ -162,9 +165,9 @@ class PartialSums {
   std::unique_ptr<double[]> values_;
 };
 
-// gather(section, sums) for all sections, of one channel each or of rows, then finish(c, sum, other sum) for every
-// channel, then write(section) for all elements. Where a task is a group of channels the three follow each other.
-// `looks` is how often to gather; refine(c, sum) comes between.
+// gather(section, sums) for all sections, of one channel each or of rows, then finish(first, last, sums, other sums) of
+// all channels, then write(section) for all elements. Where a task is a group of channels the three follow each other.
+// `looks` is how often to gather; refine(first, last, sums) comes between.
 template <class Gather, class Refine, class Finish, class Write>
 void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refine, Finish&& finish, Write&& write) {
   if (p.task_is_group()) {
@@ -172,17 +175,17 @@ void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refi
       for (int64_t task = first_task; task < last_task; ++task) {
         const Section all = p.group_section(task);
         const int64_t first = all.channel, last = all.channel + all.together;
-        double sums[kMostInGroup][2] = {};
+        double sums[2][kMostInGroup] = {};
         for (int look = 0; look < looks; ++look) {
-          for (int64_t c = first; look > 0 && c < last; ++c) refine(c, sums[c - first][0]);
+          if (look > 0) refine(first, last, sums[0]);
           std::fill_n(sums[0], 2 * kMostInGroup, 0.0);
           p.for_each_part(all, [&](const Section& section) {
             double more[2];
             gather(section, more);
-            for (int i = 0; i < 2; ++i) sums[section.channel - first][i] += more[i];
+            for (int i = 0; i < 2; ++i) sums[i][section.channel - first] += more[i];
           });
         }
-        for (int64_t c = first; c < last; ++c) finish(c, sums[c - first][0], sums[c - first][1]);
+        finish(first, last, sums[0], sums[1]);
         write(all);
       }
     });
@@ -193,14 +196,14 @@ void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refi
   if (looks > 0) {
     const PartialSums sums(p);
     for (int look = 0; look < looks; ++look) {
-      for (int64_t c = 0; look > 0 && c < channels; ++c) refine(c, totals[0][c]);
+      if (look > 0) refine(0, channels, totals[0]);
       p.for_each([&](int64_t first, int64_t last) {
         for (int64_t task = first; task < last; ++task) gather(p.section(task), sums.of_task(task));
       });
       sums.total(totals[0], totals[1]);
     }
   }
-  for (int64_t c = 0; c < channels; ++c) finish(c, totals[0][c], totals[1][c]);
+  finish(0, channels, totals[0], totals[1]);
   p.for_each([&](int64_t first, int64_t last) {
     for (int64_t task = last; task-- > first;)
       write(p.section(task));  // backwards: what was read last is still in the cache
@@ -213,7 +216,11 @@ void for_each_value(const Tensor& t, F&& f) {
   dispatch_floating(t.scalar_type(), "batch_norm", [&](auto tag) {
     auto* p = static_cast<decltype(tag)*>(t.data_ptr());
     const int64_t channels = t.size(0), stride = t.stride(0);
-    for (int64_t c = 0; c < channels; ++c) f(c, p[c * stride]);
+    if (stride == 1) {
+      for (int64_t c = 0; c < channels; ++c) f(c, p[c]);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) f(c, p[c * stride]);
+    }
   });
 }
 
@@ -307,19 +314,22 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
     constexpr int kLooks = std::is_same_v<T, double> ? 2 : 1;
     in_two_passes(
         partition, kLooks, [&](const Section& s, double* sums) { work.moments(s, centre, sums); },
-        [&](int64_t c, double sum) { centre[c] += sum / n; },
-        [&](int64_t c, double sum, double sum_of_squares) {
-          const Moments<double> m = moments_from_sums(n, sum, sum_of_squares);
-          const double invstd = inverse_deviation(m.m2 / n, statistics.eps);
-          saved[c] = C(centre[c]);
-          coefficients.set(0, c, saved[c]);
-          saved[channels + c] = C(m.mean + (centre[c] - double(saved[c])));
-          coefficients.set(1, c, saved[channels + c]);
-          saved[2 * channels + c] = C(invstd);
-          coefficients.set(2, c, C(double(saved[2 * channels + c]) * w[c]));  // as backward has it
-          coefficients.set(3, c, C(b[c]));
-          mean[c] += m.mean;
-          variance[c] = m.m2 / (n - 1);
+        [&](int64_t first, int64_t last, const double* sum) {
+          for (int64_t c = first; c < last; ++c) centre[c] += sum[c - first] / n;
+        },
+        [&](int64_t first, int64_t last, const double* sum, const double* sum_of_squares) {
+          for (int64_t c = first; c < last; ++c) {
+            const Moments<double> m = moments_from_sums(n, sum[c - first], sum_of_squares[c - first]);
+            const double invstd = inverse_deviation(m.m2 / n, statistics.eps);
+            coefficients[0][c] = saved[c] = C(centre[c]);
+            coefficients[1][c] = saved[channels + c] = C(m.mean + (centre[c] - double(saved[c])));
+            saved[2 * channels + c] = C(invstd);
+            coefficients[2][c] = C(double(saved[2 * channels + c]) * w[c]);  // as backward has it
+            coefficients[3][c] = C(b[c]);
+            mean[c] += m.mean;
+            variance[c] = m.m2 / (n - 1);
+          }
+          if (layout.channels_last) coefficients.repeat();
         },
         [&](const Section& s) { work.normalize(s, forward); });
   });
@@ -329,6 +339,18 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
   const double factor = running.momentum ? *running.momentum : 1.0 / double(batches);
   update_running(running.mean, mean, factor);
   update_running(running.var, variance, factor);
+}
+
+// The first four of the coefficients, from what read_statistics and read_values have read.
+template <class C>
+ForwardCoefficients<C> forward_coefficients(const Coefficients<C>& to, int64_t channels, const double* centre,
+                                            const double* delta, const double* invstd, const double* w,
+                                            const double* b) {
+  std::copy_n(centre, channels, to[0]);
+  std::copy_n(delta, channels, to[1]);
+  for (int64_t c = 0; c < channels; ++c) to[2][c] = C(invstd[c] * w[c]);
+  std::copy_n(b, channels, to[3]);
+  return {to[0], to[1], to[2], to[3]};
 }
 
 // Evaluation, or with statistics.stats those: one pass.
@@ -348,13 +370,8 @@ void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& 
     using C = compute_t<decltype(tag)>;
     const auto work = make_work(tag, partition);
     const Coefficients<C> coefficients(4, channels);
-    for (int64_t c = 0; c < channels; ++c) {
-      coefficients.set(0, c, C(centre[c]));
-      coefficients.set(1, c, C(delta[c]));
-      coefficients.set(2, c, C(invstd[c] * w[c]));
-      coefficients.set(3, c, C(b[c]));
-    }
-    const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
+    const ForwardCoefficients<C> forward = forward_coefficients(coefficients, channels, centre, delta, invstd, w, b);
+    coefficients.repeat();
     partition.for_each_section([&](const Section& s) { work.normalize(s, forward); });
   });
 }
@@ -383,26 +400,23 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
     const auto work = make_work(tag, partition);
     const C* const means = has_means ? const_data<C>(statistics.grad_means) : nullptr;
     const Coefficients<C> coefficients(6, channels);
-    for (int64_t c = 0; c < channels; ++c) {
-      coefficients.set(0, c, C(centre[c]));
-      coefficients.set(1, c, C(delta[c]));
-      coefficients.set(2, c, C(invstd[c] * w[c]));
-      coefficients.set(3, c, C(b[c]));
-    }
-    const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
+    const ForwardCoefficients<C> forward = forward_coefficients(coefficients, channels, centre, delta, invstd, w, b);
     const BackwardCoefficients<C> backward = {coefficients[0], coefficients[1], coefficients[2],
                                               training ? coefficients[4] : nullptr, coefficients[5]};
 
     in_two_passes(
         partition, need_sums ? 1 : 0, [&](const Section& s, double* sums) { work.grad_sums(s, forward, centre, sums); },
-        [](int64_t, double) {},
-        [&](int64_t c, double sum, double sum_of_products) {
-          sum_dy[c] = sum;
-          sum_dy_x[c] = sum_of_products - delta[c] * sum;
-          const double mean_dy = has_means ? double(means[c]) : sum / n;
-          const double mean_dy_x_hat = has_means ? double(means[channels + c]) : sum_dy_x[c] / n * invstd[c];
-          coefficients.set(4, c, C(mean_dy));
-          coefficients.set(5, c, C(mean_dy_x_hat * invstd[c]));
+        [](int64_t, int64_t, const double*) {},
+        [&](int64_t first, int64_t last, const double* sum, const double* sum_of_products) {
+          for (int64_t c = first; c < last; ++c) {
+            sum_dy[c] = sum[c - first];
+            sum_dy_x[c] = sum_of_products[c - first] - delta[c] * sum_dy[c];
+            const double mean_dy = has_means ? double(means[c]) : sum_dy[c] / n;
+            const double mean_dy_x_hat = has_means ? double(means[channels + c]) : sum_dy_x[c] / n * invstd[c];
+            coefficients[4][c] = C(mean_dy);
+            coefficients[5][c] = C(mean_dy_x_hat * invstd[c]);
+          }
+          if (layout.channels_last) coefficients.repeat();
         },
         [&](const Section& s) { work.grad_input(s, forward, backward); });
   });
