@@ -67,7 +67,10 @@ def use_cuda(request, torch_cuda, release):
     if torch_cuda is None:
         note = "this torch is not a CUDA build"
     elif release is None:
-        note = f"torch is built for CUDA {torch_cuda}, but nvcc was not found: put it on PATH or set CUDA_HOME"
+        note = (
+            f"nvcc, of the CUDA {torch_cuda} that torch is built for, was not found: put it on PATH, or set CUDA_HOME "
+            "to the toolkit's folder"
+        )
     elif release.split(".")[0] != torch_cuda.split(".")[0]:
         major = torch_cuda.split(".")[0]
         fail(

@@ -84,14 +84,14 @@ class TestBackendChoice:
         assert SETUP["use_cuda"](request_, torch_cuda, release)[0] is expected
 
     def test_cuda_torch_without_nvcc_says_so(self):
-        assert "nvcc was not found" in SETUP["use_cuda"](None, "13.0", None)[1]
+        assert "nvcc, of the CUDA 13.0 that torch" in SETUP["use_cuda"](None, "13.0", None)[1]
 
     @pytest.mark.parametrize(
         ("request_", "torch_cuda", "release", "message"),
         [
             (None, "13.0", "12.4", "nvcc is of CUDA 12.4, but torch is built for CUDA 13.0.*FASTREG_CUDA=0"),
             ("1", "12.6", "13.0", "nvcc is of CUDA 13.0, but torch is built for CUDA 12.6"),
-            ("1", "13.0", None, "nvcc was not found"),
+            ("1", "13.0", None, "nvcc, of the CUDA 13.0 that torch is built for, was not found"),
             ("1", None, "13.0", "not a CUDA build"),
             ("yes", "13.0", "13.0", "FASTREG_CUDA must be 0 or 1, got 'yes'"),
         ],
