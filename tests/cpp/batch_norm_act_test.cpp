@@ -80,7 +80,8 @@ const testing::Test shapes("batch norm and activation: shapes, types, residual, 
 });
 
 // Of one and of several channels an item.
-const BatchNormShape kSlabShapes[] = {{16, 5, 64, false}, {17, 16, 9, false}, {3, 20, 196, false}, {10, 24, 49, false}};
+const BatchNormShape kSlabShapes[] = {
+    {16, 5, 64, false}, {17, 16, 9, false}, {3, 20, 196, false}, {10, 24, 49, false}, {3, 5, 40, false}};
 
 const testing::Test slabs("batch norm and activation: slabs", [] {
   const auto schedules = testing::kernel_schedules();
