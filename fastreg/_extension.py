@@ -120,7 +120,7 @@ def empty_cache() -> None:
     """Give the memory that is kept for large results on the CPU back to the system.
 
     What is kept is as much as was in use at once, up to 1 GiB or the environment variable ``FASTREG_CPU_CACHE``, in
-    MiB (0: nothing). The system takes it by itself when it runs short of memory. For CUDA there is
+    MiB (0: nothing). All but 64 MiB the system takes by itself when it runs short of memory. For CUDA there is
     ``torch.cuda.empty_cache``, as fastreg's tensors come from torch's allocator.
     """
     if _module is not None:
