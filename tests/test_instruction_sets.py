@@ -61,10 +61,10 @@ def test_same_as_the_best(tmp_path, best, capability, name):
     assert used == name or best[0] == used  # less than avx2 may be all there is
     for one, other in zip(dropped, best[1], strict=True):
         assert torch.equal(one, other)
-    # Fused multiply-adds round once where the baseline rounds twice.
-    for ulps, ours, of_best in ((4, normalized, best[2]), (8, activated, best[3])):
+    # Fused multiply-adds round once where the baseline rounds twice. No type is wider than float64 for its sums.
+    for of_double, of_others, ours, of_best in ((4, 4, normalized, best[2]), (8, 3, activated, best[3])):
         for one, other in zip(ours, of_best, strict=True):
-            tolerance = ulps * torch.finfo(one.dtype).eps
+            tolerance = (of_double if one.dtype == torch.float64 else of_others) * torch.finfo(one.dtype).eps
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
