@@ -50,7 +50,7 @@ py-test: $(call stamp,test) $(call stamp,bench)  ## the Python tests
 KERNEL_TESTS := $(wildcard tests/test_dropout.py tests/test_dropout_family.py tests/test_dropout_identity.py \
   tests/test_batch_norm.py tests/test_batch_norm_parts.py \
   tests/test_batch_norm_tiers.py tests/test_fused.py tests/test_fused_operators.py tests/test_fused_masks.py \
-  tests/test_fused_gates.py tests/test_fused_programs.py tests/test_fused_tiers.py \
+  tests/test_fused_gates.py tests/test_fused_prelu.py tests/test_fused_programs.py tests/test_fused_tiers.py \
   tests/test_batch_norm_fallback.py tests/test_*_refused.py tests/test_nn_*.py)
 kernel-test: $(call stamp,test)  ## the Python tests of the operators on the CUDA kernels, in the host executor
 	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PY) -m pytest $(KERNEL_TESTS) $(ARGS)

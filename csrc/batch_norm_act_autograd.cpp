@@ -19,41 +19,44 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 using Name = std::string_view;
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-using Mask = std::array<bool, 4>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Mask = std::array<bool, 5>;
 
 const auto& train_operator() {
   static const auto op = find_operator<std::tuple<Tensor, Tensor, Tensor>(
       const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-      const OptionalTensor&, std::optional<double>, double, Name, double, const OptionalTensor&, Name, double, bool,
-      double, const OptionalTensor&)>("fastreg::batch_norm_act_train");
+      const OptionalTensor&, std::optional<double>, double, Name, double, const OptionalTensor&, Name, double,
+      const OptionalTensor&, bool, double, const OptionalTensor&)>("fastreg::batch_norm_act_train");
   return op;
 }
 const auto& train_seeded_operator() {
   static const auto op = find_operator<std::tuple<Tensor, Tensor, Tensor, Tensor>(
       const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-      const OptionalTensor&, std::optional<double>, double, Name, double, const OptionalTensor&, Name, double, bool,
-      double)>("fastreg::batch_norm_act_train_seeded");
+      const OptionalTensor&, std::optional<double>, double, Name, double, const OptionalTensor&, Name, double,
+      const OptionalTensor&, bool, double)>("fastreg::batch_norm_act_train_seeded");
   return op;
 }
 const auto& eval_operator() {
   static const auto op = find_operator<std::tuple<Tensor, Tensor>(
       const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&, double, Name, double,
-      const OptionalTensor&, Name, double, bool, double, const OptionalTensor&)>("fastreg::batch_norm_act_eval");
+      const OptionalTensor&, Name, double, const OptionalTensor&, bool, double, const OptionalTensor&)>(
+      "fastreg::batch_norm_act_eval");
   return op;
 }
 const auto& train_backward_operator() {
   static const auto op =
       find_operator<Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
-                              Name, double, const OptionalTensor&, const OptionalTensor&, Name, double, double,
-                              const OptionalTensor&, Mask)>("fastreg::batch_norm_act_train_backward");
+                              Name, double, const OptionalTensor&, const OptionalTensor&, Name, double,
+                              const OptionalTensor&, double, const OptionalTensor&, Mask)>(
+          "fastreg::batch_norm_act_train_backward");
   return op;
 }
 const auto& eval_backward_operator() {
   static const auto op =
       find_operator<Gradients(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
                               const Tensor&, double, Name, double, const OptionalTensor&, const OptionalTensor&, Name,
-                              double, double, const OptionalTensor&, Mask)>("fastreg::batch_norm_act_eval_backward");
+                              double, const OptionalTensor&, double, const OptionalTensor&, Mask)>(
+          "fastreg::batch_norm_act_eval_backward");
   return op;
 }
 
@@ -84,8 +87,8 @@ struct BatchNormActNode : torch::autograd::Function<BatchNormActNode> {
   // compute(save_gate) -> Results, below autograd; *results receives them.
   template <class Compute>
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
-                        const OptionalTensor& bias, const OptionalTensor& residual, const Fused& fused,
-                        const Running& running, const Compute& compute, Results* results) {
+                        const OptionalTensor& bias, const OptionalTensor& residual, const OptionalTensor& act_weight,
+                        const Fused& fused, const Running& running, const Compute& compute, Results* results) {
     const bool gated = residual && is_gated(fused.kind());
     const bool needs_z = !gated && fused.kind() != ActivationKind::identity;
     *results = compute(gated);
@@ -93,7 +96,7 @@ struct BatchNormActNode : torch::autograd::Function<BatchNormActNode> {
     ctx->save_for_backward({input, weight.value_or(Tensor()), needs_z ? bias.value_or(Tensor()) : Tensor(),
                             training ? results->stats : running.mean, running.var,
                             needs_z ? residual.value_or(Tensor()) : Tensor(), gated ? results->gate : Tensor(),
-                            results->rng_state});
+                            results->rng_state, act_weight.value_or(Tensor())});
     auto& saved = ctx->saved_data;
     saved["pre_act"] = std::string(fused.pre_act);
     saved["pre_act_parameter"] = fused.pre_act_parameter;
@@ -110,20 +113,23 @@ struct BatchNormActNode : torch::autograd::Function<BatchNormActNode> {
     const variable_list variables = ctx->get_saved_variables();
     const Tensor &input = variables[0], &first_statistic = variables[3], &running_var = variables[4];
     const OptionalTensor weight = or_none(variables[1]), bias = or_none(variables[2]), residual = or_none(variables[5]),
-                         gate = or_none(variables[6]), rng_state = or_none(variables[7]);
+                         gate = or_none(variables[6]), rng_state = or_none(variables[7]),
+                         act_weight = or_none(variables[8]);
     const auto& saved = ctx->saved_data;
     const Fused fused = {saved.at("pre_act").toStringView(), saved.at("pre_act_parameter").toDouble(),
                          saved.at("act").toStringView(), saved.at("act_parameter").toDouble(),
                          saved.at("p").toDouble()};
 
-    // Of input, weight, bias and residual, those that autograd asks for. Arguments that are None are not counted.
-    Mask wanted = {ctx->needs_input_grad(0), false, false, false};
+    // Of input, weight, bias, residual and act_weight, those that autograd asks for. Arguments that are None are not
+    // counted.
+    Mask wanted = {ctx->needs_input_grad(0), false, false, false, false};
     size_t edge = 1;
-    const bool given[] = {true, weight.has_value(), saved.at("bias").toBool(), saved.at("residual").toBool()};
-    for (size_t i = 1; i < 4; ++i)
+    const bool given[] = {true, weight.has_value(), saved.at("bias").toBool(), saved.at("residual").toBool(),
+                          act_weight.has_value()};
+    for (size_t i = 1; i < wanted.size(); ++i)
       if (given[i]) wanted[i] = ctx->needs_input_grad(edge++);
 
-    variable_list all(8);
+    variable_list all(9);
     if (wanted[3] && fused.kind() == ActivationKind::identity && fused.p == 0.0) {
       all[3] = grad_output[0];
       wanted[3] = false;
@@ -133,14 +139,15 @@ struct BatchNormActNode : torch::autograd::Function<BatchNormActNode> {
         saved.count("eps")
             ? call_in_backward(eval_backward_operator(), grad_output[0], input, weight, bias, first_statistic,
                                running_var, saved.at("eps").toDouble(), fused.pre_act, fused.pre_act_parameter,
-                               residual, gate, fused.act, fused.act_parameter, fused.p, rng_state, wanted)
+                               residual, gate, fused.act, fused.act_parameter, act_weight, fused.p, rng_state, wanted)
             : call_in_backward(train_backward_operator(), grad_output[0], input, weight, bias, first_statistic,
                                fused.pre_act, fused.pre_act_parameter, residual, gate, fused.act, fused.act_parameter,
-                               fused.p, rng_state, wanted);
+                               act_weight, fused.p, rng_state, wanted);
     if (wanted[0]) all[0] = std::get<0>(gradients);
     if (wanted[1]) all[1] = std::get<1>(gradients);
     if (wanted[2]) all[2] = std::get<2>(gradients);
     if (wanted[3]) all[3] = std::get<3>(gradients);
+    if (wanted[4]) all[4] = std::get<4>(gradients);
     return all;
   }
 };
@@ -149,19 +156,23 @@ struct BatchNormActNode : torch::autograd::Function<BatchNormActNode> {
 template <class Compute>
 Results recorded(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                  const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& residual,
-                 const Fused& fused, double eps, bool training, bool save_gate, const Compute& compute) {
+                 const OptionalTensor& act_weight, const Fused& fused, double eps, bool training, bool save_gate,
+                 const Compute& compute) {
   TORCH_CHECK_NOT_IMPLEMENTED(
-      !has_tangent(input) && !has_tangent(weight) && !has_tangent(bias) && !has_tangent(residual),
+      !has_tangent(input) && !has_tangent(weight) && !has_tangent(bias) && !has_tangent(residual) &&
+          !has_tangent(act_weight),
       "batch_norm_act: arguments must not have tangents, got one: use the function of this name");
   if (!at::GradMode::is_enabled()) return compute(save_gate);
   check_not_differentiable("batch_norm_act", "running_mean", running_mean);
   check_not_differentiable("batch_norm_act", "running_var", running_var);
-  if (!(input.requires_grad() || requires_grad(weight) || requires_grad(bias) || requires_grad(residual)))
+  if (!(input.requires_grad() || requires_grad(weight) || requires_grad(bias) || requires_grad(residual) ||
+        requires_grad(act_weight)))
     return compute(save_gate);
   const Running running = training ? Running{} : Running{*running_mean, *running_var, eps};
   Results results;
   results.output = BatchNormActNode::apply(
-      input, weight, bias, residual, fused, running, [&](bool gated) { return compute(save_gate || gated); }, &results);
+      input, weight, bias, residual, act_weight, fused, running,
+      [&](bool gated) { return compute(save_gate || gated); }, &results);
   return results;
 }
 
@@ -174,33 +185,32 @@ std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTens
                                          const OptionalTensor& running_mean, const OptionalTensor& running_var,
                                          const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
                                          double eps, Name pre_act, double pre_act_parameter,
-                                         const OptionalTensor& residual, Name act, double act_parameter, bool save_gate,
-                                         double p, const OptionalTensor& given_state) {
+                                         const OptionalTensor& residual, Name act, double act_parameter,
+                                         const OptionalTensor& act_weight, bool save_gate, double p,
+                                         const OptionalTensor& given_state) {
   const OptionalTensor rng_state = used(given_state, p);
-  const Results r = recorded(input, weight, bias, running_mean, running_var, residual,
+  const Results r = recorded(input, weight, bias, running_mean, running_var, residual, act_weight,
                              {pre_act, pre_act_parameter, act, act_parameter, p}, eps, true, save_gate, [&](bool gate) {
                                auto [output, stats, saved] =
                                    call_below(train_operator(), input, weight, bias, running_mean, running_var,
                                               num_batches_tracked, momentum, eps, pre_act, pre_act_parameter, residual,
-                                              act, act_parameter, gate, p, rng_state);
+                                              act, act_parameter, act_weight, gate, p, rng_state);
                                return Results{output, stats, saved, rng_state.value_or(Tensor())};
                              });
   return {r.output, r.stats, r.gate};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> train_seeded(const Tensor& input, const OptionalTensor& weight,
-                                                        const OptionalTensor& bias, const OptionalTensor& running_mean,
-                                                        const OptionalTensor& running_var,
-                                                        const OptionalTensor& num_batches_tracked,
-                                                        std::optional<double> momentum, double eps, Name pre_act,
-                                                        double pre_act_parameter, const OptionalTensor& residual,
-                                                        Name act, double act_parameter, bool save_gate, double p) {
-  const Results r = recorded(input, weight, bias, running_mean, running_var, residual,
+std::tuple<Tensor, Tensor, Tensor, Tensor> train_seeded(
+    const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
+    const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
+    double eps, Name pre_act, double pre_act_parameter, const OptionalTensor& residual, Name act, double act_parameter,
+    const OptionalTensor& act_weight, bool save_gate, double p) {
+  const Results r = recorded(input, weight, bias, running_mean, running_var, residual, act_weight,
                              {pre_act, pre_act_parameter, act, act_parameter, p}, eps, true, save_gate, [&](bool gate) {
                                auto [output, stats, saved, rng_state] =
                                    call_below(train_seeded_operator(), input, weight, bias, running_mean, running_var,
                                               num_batches_tracked, momentum, eps, pre_act, pre_act_parameter, residual,
-                                              act, act_parameter, gate, p);
+                                              act, act_parameter, act_weight, gate, p);
                                return Results{output, stats, saved, rng_state};
                              });
   return {r.output, r.stats, r.gate, r.rng_state};
@@ -209,15 +219,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> train_seeded(const Tensor& input, con
 std::tuple<Tensor, Tensor> eval(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                 const Tensor& running_mean, const Tensor& running_var, double eps, Name pre_act,
                                 double pre_act_parameter, const OptionalTensor& residual, Name act,
-                                double act_parameter, bool save_gate, double p, const OptionalTensor& given_state) {
+                                double act_parameter, const OptionalTensor& act_weight, bool save_gate, double p,
+                                const OptionalTensor& given_state) {
   const OptionalTensor rng_state = used(given_state, p);
-  const Results r = recorded(
-      input, weight, bias, running_mean, running_var, residual, {pre_act, pre_act_parameter, act, act_parameter, p},
-      eps, false, save_gate, [&](bool gate) {
-        auto [output, saved] = call_below(eval_operator(), input, weight, bias, running_mean, running_var, eps, pre_act,
-                                          pre_act_parameter, residual, act, act_parameter, gate, p, rng_state);
-        return Results{output, {}, saved, rng_state.value_or(Tensor())};
-      });
+  const Results r =
+      recorded(input, weight, bias, running_mean, running_var, residual, act_weight,
+               {pre_act, pre_act_parameter, act, act_parameter, p}, eps, false, save_gate, [&](bool gate) {
+                 auto [output, saved] =
+                     call_below(eval_operator(), input, weight, bias, running_mean, running_var, eps, pre_act,
+                                pre_act_parameter, residual, act, act_parameter, act_weight, gate, p, rng_state);
+                 return Results{output, {}, saved, rng_state.value_or(Tensor())};
+               });
   return {r.output, r.gate};
 }
 

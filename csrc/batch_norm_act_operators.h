@@ -22,6 +22,7 @@ namespace fastreg {
 template <class State>
 struct Fusion {
   Activation pre_act, act;
+  at::Tensor act_weight;    // act's slope, of one element or one per channel, or undefined
   at::Tensor residual;      // in x's layout, or undefined
   at::Tensor gate;          // uint8[gate_bytes], written in forward and read in backward, or undefined
   bool drops;               // whether there is a dropout:
@@ -29,7 +30,7 @@ struct Fusion {
 };
 
 struct FusedGradients : Gradients {
-  at::Tensor residual;
+  at::Tensor residual, act_weight;
 };
 
 template <class Backend>
@@ -42,10 +43,12 @@ class BatchNormActOperators {
 
   // One call of an operator: its operands as the kernels take them, and what is done to them beside batch norm.
   struct Operation {
-    Operation(const Tensor& input, Activation pre_act, const OptionalTensor& residual, Activation act, double p)
+    Operation(const Tensor& input, Activation pre_act, const OptionalTensor& residual, Activation act,
+              const OptionalTensor& act_weight, double p)
         : drop(op, input, p, input.numel(), std::nullopt, std::nullopt), input(input), x(with_channel_layout(input)) {
       fusion.pre_act = pre_act;
       fusion.act = act;
+      fusion.act_weight = checked_act_weight(op, act, act_weight, input);
       fusion.drop = drop.call;
       if (residual && residual->defined()) {
         check_residual(op, *residual, input);
@@ -109,13 +112,14 @@ class BatchNormActOperators {
       const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
       const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
       double eps, Name pre_act, double pre_act_parameter, const OptionalTensor& residual, Name act,
-      double act_parameter, bool save_gate, double p, F&& random) {
+      double act_parameter, const OptionalTensor& act_weight, bool save_gate, double p, F&& random) {
     const Affine affine = checked_affine(op, input, weight, bias);
     const Running running =
         checked_running(op, input, affine, running_mean, running_var, num_batches_tracked, momentum);
     check_written_apart(op, running, "residual", or_undefined(residual));
+    check_written_apart(op, running, "act_weight", or_undefined(act_weight));
     Operation operation(input, checked_activation(op, "pre_act", pre_act, pre_act_parameter), residual,
-                        checked_activation(op, "act", act, act_parameter), p);
+                        checked_activation(op, "act", act, act_parameter, true), act_weight, p);
     random(operation);
     const Tensor& x = operation.x;
     const Tensor y = empty_result_like(x), gate = operation.new_gate(save_gate);
@@ -125,13 +129,16 @@ class BatchNormActOperators {
     return {operation.output(y), stats, gate};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> train(
-      const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
-      const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
-      double eps, Name pre_act, double pre_act_parameter, const OptionalTensor& residual, Name act,
-      double act_parameter, bool save_gate, double p, const OptionalTensor& rng_state) {
+  static std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTensor& weight,
+                                                  const OptionalTensor& bias, const OptionalTensor& running_mean,
+                                                  const OptionalTensor& running_var,
+                                                  const OptionalTensor& num_batches_tracked,
+                                                  std::optional<double> momentum, double eps, Name pre_act,
+                                                  double pre_act_parameter, const OptionalTensor& residual, Name act,
+                                                  double act_parameter, const OptionalTensor& act_weight,
+                                                  bool save_gate, double p, const OptionalTensor& rng_state) {
     return train_with(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, pre_act,
-                      pre_act_parameter, residual, act, act_parameter, save_gate, p,
+                      pre_act_parameter, residual, act, act_parameter, act_weight, save_gate, p,
                       [&](Operation& operation) { operation.use(rng_state); });
   }
 
@@ -139,23 +146,24 @@ class BatchNormActOperators {
       const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
       const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
       double eps, Name pre_act, double pre_act_parameter, const OptionalTensor& residual, Name act,
-      double act_parameter, bool save_gate, double p) {
+      double act_parameter, const OptionalTensor& act_weight, bool save_gate, double p) {
     Tensor rng_state;
-    auto [output, stats, gate] = train_with(input, weight, bias, running_mean, running_var, num_batches_tracked,
-                                            momentum, eps, pre_act, pre_act_parameter, residual, act, act_parameter,
-                                            save_gate, p, [&](Operation& operation) { rng_state = operation.draw(); });
+    auto [output, stats, gate] =
+        train_with(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, pre_act,
+                   pre_act_parameter, residual, act, act_parameter, act_weight, save_gate, p,
+                   [&](Operation& operation) { rng_state = operation.draw(); });
     return {output, stats, gate, rng_state};
   }
 
   static std::tuple<Tensor, Tensor> eval(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                                          const Tensor& running_mean, const Tensor& running_var, double eps,
                                          Name pre_act, double pre_act_parameter, const OptionalTensor& residual,
-                                         Name act, double act_parameter, bool save_gate, double p,
-                                         const OptionalTensor& rng_state) {
+                                         Name act, double act_parameter, const OptionalTensor& act_weight,
+                                         bool save_gate, double p, const OptionalTensor& rng_state) {
     const Affine affine = checked_affine(op, input, weight, bias);
     const Statistics statistics = checked_statistics(op, input, running_mean, running_var, eps);
     Operation operation(input, checked_activation(op, "pre_act", pre_act, pre_act_parameter), residual,
-                        checked_activation(op, "act", act, act_parameter), p);
+                        checked_activation(op, "act", act, act_parameter, true), act_weight, p);
     operation.use(rng_state);
     const Tensor& x = operation.x;
     const Tensor y = empty_result_like(x), gate = operation.new_gate(save_gate);
@@ -163,49 +171,57 @@ class BatchNormActOperators {
     return {operation.output(y), gate};
   }
 
-  using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+  using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-  static FourTensors train_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
+  static FiveTensors train_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
                                     const OptionalTensor& bias, const Tensor& stats, Name pre_act,
                                     double pre_act_parameter, const OptionalTensor& residual,
-                                    const OptionalTensor& gate, Name act, double act_parameter, double p,
-                                    const OptionalTensor& rng_state, std::array<bool, 4> output_mask) {
+                                    const OptionalTensor& gate, Name act, double act_parameter,
+                                    const OptionalTensor& act_weight, double p, const OptionalTensor& rng_state,
+                                    std::array<bool, 5> output_mask) {
     check_batch_norm_input(op, input);
     check_stats(stats, input, compute_dtype(input.scalar_type()));
     Operation operation(input, checked_activation(op, "pre_act", pre_act, pre_act_parameter), residual,
-                        checked_activation(op, "act", act, act_parameter), p);
+                        checked_activation(op, "act", act, act_parameter, true), act_weight, p);
     operation.use(rng_state);
     operation.use_gate(gate);
     return backward(grad_output, weight, bias, {stats, {}, {}, 0.0}, operation, output_mask);
   }
 
-  static FourTensors eval_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
+  static FiveTensors eval_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
                                    const OptionalTensor& bias, const Tensor& running_mean, const Tensor& running_var,
                                    double eps, Name pre_act, double pre_act_parameter, const OptionalTensor& residual,
-                                   const OptionalTensor& gate, Name act, double act_parameter, double p,
-                                   const OptionalTensor& rng_state, std::array<bool, 4> output_mask) {
+                                   const OptionalTensor& gate, Name act, double act_parameter,
+                                   const OptionalTensor& act_weight, double p, const OptionalTensor& rng_state,
+                                   std::array<bool, 5> output_mask) {
     check_batch_norm_input(op, input);
     const Statistics statistics = checked_statistics(op, input, running_mean, running_var, eps);
     Operation operation(input, checked_activation(op, "pre_act", pre_act, pre_act_parameter), residual,
-                        checked_activation(op, "act", act, act_parameter), p);
+                        checked_activation(op, "act", act, act_parameter, true), act_weight, p);
     operation.use(rng_state);
     operation.use_gate(gate);
     return backward(grad_output, weight, bias, statistics, operation, output_mask);
   }
 
-  static FourTensors backward(const Tensor& grad_output, const OptionalTensor& weight, const OptionalTensor& bias,
+  static FiveTensors backward(const Tensor& grad_output, const OptionalTensor& weight, const OptionalTensor& bias,
                               const Statistics& statistics, const Operation& operation,
-                              std::array<bool, 4> output_mask) {
+                              std::array<bool, 5> output_mask) {
     const Tensor &input = operation.input, &x = operation.x;
     check_grad_output(op, grad_output, input);
     const Affine affine = checked_affine(op, input, weight, bias);
-    FusedGradients gradients = {new_gradients(x, affine.weight, output_mask[0], output_mask[1], output_mask[2]), {}};
+    FusedGradients gradients = {
+        new_gradients(x, affine.weight, output_mask[0], output_mask[1], output_mask[2]), {}, {}};
     if (output_mask[3]) gradients.residual = empty_result_like(x);
+    const Tensor& act_weight = operation.fusion.act_weight;
+    if (output_mask[4] && act_weight.defined()) {
+      gradients.act_weight = at::empty(act_weight.sizes(), act_weight.options());
+      if (x.numel() == 0) gradients.act_weight.zero_();
+    }
     if (x.numel() > 0)
       Backend::backward(*channel_layout(x), operation.gradient(grad_output), x, affine, statistics, operation.fusion,
                         gradients);
     return {or_empty_in_order(gradients.input, input), or_empty(gradients.weight, x), or_empty(gradients.bias, x),
-            or_empty_in_order(gradients.residual, input)};
+            or_empty_in_order(gradients.residual, input), or_empty(gradients.act_weight, x)};
   }
 
  public:

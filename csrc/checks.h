@@ -61,16 +61,20 @@ inline void check_batch_norm_input(const char* op, const at::Tensor& input) {
   TORCH_CHECK_VALUE(input.dim() >= 2, op, ": input must have at least 2 dimensions, got ", input.dim());
 }
 
-// A parameter or statistic: one value per channel, on the input's device, of a dtype that the input goes with.
-inline void check_per_channel(const char* op, const char* name, const at::Tensor& t, const at::Tensor& input) {
-  TORCH_CHECK(t.dim() == 1 && t.size(0) == input.size(1), op, ": ", name, " must have shape [", input.size(1),
-              "], one value per channel of input, got ", t.sizes());
+// A parameter or statistic: on the input's device, of a dtype that the input goes with.
+inline void check_parameter(const char* op, const char* name, const at::Tensor& t, const at::Tensor& input) {
   TORCH_CHECK(t.device() == input.device(), op, ": ", name, " must be on ", input.device(), ", got ", t.device());
   TORCH_CHECK(
       t.scalar_type() == input.scalar_type() ||
           (t.scalar_type() == at::kFloat && (input.scalar_type() == at::kHalf || input.scalar_type() == at::kBFloat16)),
       op, ": ", name, " must be of the input's dtype", input.scalar_type() == at::kDouble ? "" : " or float32",
       ", got ", t.scalar_type(), " with input ", input.scalar_type());
+}
+// Likewise, and one value per channel.
+inline void check_per_channel(const char* op, const char* name, const at::Tensor& t, const at::Tensor& input) {
+  TORCH_CHECK(t.dim() == 1 && t.size(0) == input.size(1), op, ": ", name, " must have shape [", input.size(1),
+              "], one value per channel of input, got ", t.sizes());
+  check_parameter(op, name, t, input);
 }
 inline void check_per_channel(const char* op, const char* name, const std::optional<at::Tensor>& t,
                               const at::Tensor& input) {

@@ -77,37 +77,39 @@ TORCH_LIBRARY(fastreg, m) {
 
   // dropout(act(batch_norm(pre_act(input)) + residual)). Activations: the names and parameters of
   // csrc/kernels/activation.h. Elements are numbered as by dropout of a tensor like input; rng_state where p > 0.
-  // gate: where save_gate asks for it, and there is a residual and an act with two slopes, which of them the elements
-  // have, as the device's kernels lay it out; else empty.
+  // act_weight: [1] or [C], the slope where act is prelu, else None. gate: where save_gate asks for it, and there is a
+  // residual and an act with two slopes, which of them the elements have, as the device's kernels lay it out; else
+  // empty.
   m.def(
       "batch_norm_act_train(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, str pre_act, "
-      "float pre_act_parameter, Tensor? residual, str act, float act_parameter, bool save_gate, float p, "
-      "Tensor? rng_state) -> (Tensor output, Tensor stats, Tensor gate)",
+      "float pre_act_parameter, Tensor? residual, str act, float act_parameter, Tensor? act_weight, "
+      "bool save_gate, float p, Tensor? rng_state) -> (Tensor output, Tensor stats, Tensor gate)",
       {at::Tag::needs_exact_strides});
   m.def(
       "batch_norm_act_train_seeded(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum, float eps, str pre_act, "
-      "float pre_act_parameter, Tensor? residual, str act, float act_parameter, bool save_gate, float p) "
-      "-> (Tensor output, Tensor stats, Tensor gate, Tensor rng_state)",
+      "float pre_act_parameter, Tensor? residual, str act, float act_parameter, Tensor? act_weight, "
+      "bool save_gate, float p) -> (Tensor output, Tensor stats, Tensor gate, Tensor rng_state)",
       {at::Tag::needs_exact_strides, at::Tag::nondeterministic_seeded});
   m.def(
       "batch_norm_act_eval(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, "
       "float eps, str pre_act, float pre_act_parameter, Tensor? residual, str act, float act_parameter, "
-      "bool save_gate, float p, Tensor? rng_state) -> (Tensor output, Tensor gate)",
+      "Tensor? act_weight, bool save_gate, float p, Tensor? rng_state) -> (Tensor output, Tensor gate)",
       {at::Tag::needs_exact_strides});
   // bias where there is neither gate nor identity; residual where there was one, but neither gate nor identity.
   m.def(
       "batch_norm_act_train_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor stats, "
-      "str pre_act, float pre_act_parameter, Tensor? residual, Tensor? gate, str act, float act_parameter, float p, "
-      "Tensor? rng_state, bool[4] output_mask) "
-      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+      "str pre_act, float pre_act_parameter, Tensor? residual, Tensor? gate, str act, float act_parameter, "
+      "Tensor? act_weight, float p, Tensor? rng_state, bool[5] output_mask) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual, Tensor grad_act_weight)",
       {at::Tag::needs_exact_strides});
   m.def(
       "batch_norm_act_eval_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
       "Tensor running_mean, Tensor running_var, float eps, str pre_act, float pre_act_parameter, Tensor? residual, "
-      "Tensor? gate, str act, float act_parameter, float p, Tensor? rng_state, bool[4] output_mask) "
-      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+      "Tensor? gate, str act, float act_parameter, Tensor? act_weight, float p, Tensor? rng_state, "
+      "bool[5] output_mask) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual, Tensor grad_act_weight)",
       {at::Tag::needs_exact_strides});
 
   // dropout(act(input + bias)) + residual; bias: [C], added to input[..., c]. dims: feature dropout of so many leading

@@ -39,6 +39,17 @@ class Entry:
     weighted: bool = False
 
 
+def takes_weight(input: Tensor, weight: Tensor) -> bool:
+    """Whether a learned slope has a dtype that goes with the input's: the same, or float32 with 16 bits."""
+    return weight.dtype == input.dtype or (
+        weight.dtype == torch.float32 and input.dtype in (torch.float16, torch.bfloat16)
+    )
+
+
+def _prelu(input, parameter, weight):
+    return F.prelu(input, weight.to(input.dtype) if takes_weight(input, weight) else weight)
+
+
 TABLE = {
     "identity": Entry(lambda x, a, w: x, nn.Identity, ()),
     "relu": Entry(lambda x, a, w: F.relu(x), nn.ReLU, (F.relu, torch.relu), (F.relu_, torch.relu_), ("relu", "relu_")),
@@ -46,7 +57,7 @@ TABLE = {
     "leaky_relu": Entry(
         lambda x, a, w: F.leaky_relu(x, a), nn.LeakyReLU, (F.leaky_relu,), (F.leaky_relu_,), (), "negative_slope", 0.01
     ),
-    "prelu": Entry(lambda x, a, w: F.prelu(x, w), nn.PReLU, (F.prelu, torch.prelu), (), ("prelu",), weighted=True),
+    "prelu": Entry(_prelu, nn.PReLU, (F.prelu, torch.prelu), (), ("prelu",), weighted=True),
     "elu": Entry(lambda x, a, w: F.elu(x, a), nn.ELU, (F.elu,), (F.elu_,), (), "alpha", 1.0),
     "silu": Entry(lambda x, a, w: F.silu(x), nn.SiLU, (F.silu,)),
     "mish": Entry(lambda x, a, w: F.mish(x), nn.Mish, (F.mish,)),
@@ -91,7 +102,8 @@ def parse(operation: str, argument: str, act) -> Activation:
 
 
 def check_weight(operation: str, argument: str, activation: Activation, weight: Tensor | None, input: Tensor) -> None:
-    """Whether a learned slope is there exactly where the activation takes one: one, or one per channel."""
+    """Whether a learned slope is there exactly where the activation takes one: one, or one per channel, and of a dtype
+    that goes with the input."""
     if not TABLE[activation.name].weighted:
         if weight is not None:
             raise ValueError(f"{operation}: {argument} must be None where the activation is {activation.name}")
@@ -100,6 +112,11 @@ def check_weight(operation: str, argument: str, activation: Activation, weight: 
     if weight is None or weight.dim() > 1 or weight.numel() not in (1, channels):
         got = None if weight is None else f"shape {list(weight.shape)}"
         raise RuntimeError(f"{operation}: {argument} must have 1 or {channels} elements for prelu, got {got}")
+    if not takes_weight(input, weight) and not torch.is_autocast_enabled(input.device.type):
+        raise RuntimeError(
+            f"{operation}: {argument} must be of the input's dtype, or float32 with 16 bits, "
+            f"got {weight.dtype} with input {input.dtype}"
+        )
 
 
 def apply(activation: Activation, input: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -9,8 +9,8 @@ from fastreg._extension import available
 __all__ = ["export_decompositions"]
 
 
-def _activate(name, parameter, x):
-    return _activation.apply(_activation.Activation(name, parameter), x)
+def _activate(name, parameter, x, weight=None):
+    return _activation.apply(_activation.Activation(name, parameter), x, weight)
 
 
 def _batch_norm_eval(input, weight, bias, running_mean, running_var, eps):
@@ -29,13 +29,14 @@ def _batch_norm_act_eval(
     residual,
     act,
     act_parameter,
+    act_weight,
     save_gate,
     p,
     rng_state,
 ):
     output = _activate(pre_act, pre_act_parameter, input)
     output = _batch_norm_eval(output, weight, bias, running_mean, running_var, eps)
-    output = _activate(act, act_parameter, output if residual is None else output + residual)
+    output = _activate(act, act_parameter, output if residual is None else output + residual, act_weight)
     gate = input.new_empty(0, dtype=torch.uint8)  # for a backward pass
     return (reference.dropout.dropout(output, p, rng_state) if p else output), gate
 

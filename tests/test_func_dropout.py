@@ -310,7 +310,7 @@ def test_fused_operators_refuse_tangents():
     for call in (
         lambda x: OPS.act_dropout(x, None, "relu", 0.0, 0.5, STATE, None, None),
         lambda x: OPS.batch_norm_act_eval(
-            x, None, None, x[0], x[0], 1e-5, "", 0.0, None, "relu", 0.0, False, 0.0, None
+            x, None, None, x[0], x[0], 1e-5, "", 0.0, None, "relu", 0.0, None, False, 0.0, None
         ),
     ):
         with pytest.raises(NotImplementedError, match="must not have tangents"):

@@ -118,11 +118,12 @@ def call(x, residual, weight, bias, grad, p, act, pre_act, state):
     """Output and gradients of the operators."""
     acts = (pre_act, PARAMETER.get(pre_act, 0.0)), (act, PARAMETER.get(act, 0.0))
     y, stats, gate = torch.ops.fastreg.batch_norm_act_train(
-        x, weight, bias, None, None, None, 0.1, 1e-5, *acts[0], residual, *acts[1], True, p, state
+        x, weight, bias, None, None, None, 0.1, 1e-5, *acts[0], residual, *acts[1], None, True, p, state
     )
     gates = gate if gate.numel() else None
+    mask = [True, True, True, residual is not None, False]
     gradients = torch.ops.fastreg.batch_norm_act_train_backward(
-        grad, x, weight, bias, stats, *acts[0], residual, gates, *acts[1], p, state, [True] * 3 + [residual is not None]
+        grad, x, weight, bias, stats, *acts[0], residual, gates, *acts[1], None, p, state, mask
     )
     return [y, *gradients[: 3 + (residual is not None)]]
 

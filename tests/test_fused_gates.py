@@ -23,12 +23,12 @@ def size_of(numel):
 
 
 def forward(x, residual, act="relu", p=0.0, state=None, save=True):
-    settings = ("identity", 0.0, residual, act, 0.1, save, p, state)
+    settings = ("identity", 0.0, residual, act, 0.1, None, save, p, state)
     return ops.batch_norm_act_train(x, None, None, None, None, None, 0.1, 1e-5, *settings)
 
 
 def backward(grad, x, stats, residual, gate, act="relu", p=0.0, state=None):
-    settings = ("identity", 0.0, residual, gate, act, 0.1, p, state, [True, False, False, True])
+    settings = ("identity", 0.0, residual, gate, act, 0.1, None, p, state, [True, False, False, True, False])
     return ops.batch_norm_act_train_backward(grad, x, None, None, stats, *settings)
 
 

@@ -139,7 +139,7 @@ def test_what_is_kept(device, dtype):
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_generator(device):
     x = torch.randn(4, C, 8, device=device)
-    settings = (None, None, None, None, None, 0.1, EPS, "identity", 0.0, None, "relu", 0.0, False)
+    settings = (None, None, None, None, None, 0.1, EPS, "identity", 0.0, None, "relu", 0.0, None, False)
     torch.manual_seed(3)
     y, _, _, state = ops.batch_norm_act_train_seeded(x, *settings, 0.5)
     torch.manual_seed(3)

@@ -162,12 +162,12 @@ def test_nothing_is_written_before_an_error(device):
 
     def call(x=x, mean=mean, pre_act="identity", residual=residual, act="relu", p=0.5, rng_state=STATE):
         return ops.batch_norm_act_train(
-            x, weight, bias, mean, var, count, 0.1, EPS, pre_act, 0.0, residual, act, 0.0, False, p, rng_state
+            x, weight, bias, mean, var, count, 0.1, EPS, pre_act, 0.0, residual, act, 0.0, None, False, p, rng_state
         )
 
     generator = torch.get_rng_state()
     for error, message, keywords in (
-        (ValueError, "act must be one of identity, relu, .*tanh, got swish", {"act": "swish"}),
+        (ValueError, "act must be one of identity, relu, .*tanh, prelu, got swish", {"act": "swish"}),
         (ValueError, "pre_act must be one of identity, relu, .*tanh, got prelu", {"pre_act": "prelu"}),
         (ValueError, r"p must lie in \[0, 1\], got 1.5", {"p": 1.5}),
         (ValueError, r"p must lie in \[0, 1\], got nan", {"p": float("nan")}),

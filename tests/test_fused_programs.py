@@ -53,7 +53,7 @@ def test_operators_refuse_tangents():
         for call in (
             lambda: ops.act_dropout(x, None, "relu", 0.0, 0.0, None, None, None),
             lambda: ops.batch_norm_act_eval(
-                x, None, None, x[0], x[0], EPS, "identity", 0.0, None, "relu", 0.0, False, 0.0, None
+                x, None, None, x[0], x[0], EPS, "identity", 0.0, None, "relu", 0.0, None, False, 0.0, None
             ),
         ):
             with pytest.raises(NotImplementedError, match="must not have tangents"):
@@ -92,20 +92,20 @@ def arguments_of_operators(device):
     weight, bias = torch.ones(C, device=device).requires_grad_(), torch.zeros(C, device=device).requires_grad_()
     mean, var, count = torch.zeros(C, device=device), torch.ones(C, device=device), torch.tensor(0, device=device)
     state = STATE.to(device)
-    mask = (True, True, True, True)
+    mask = (True, True, True, True, False)
     relu, silu, identity = ("relu", 0.0), ("silu", 0.0), ("identity", 0.0)
     train, train_backward = ops.batch_norm_act_train.default, ops.batch_norm_act_train_backward.default
     evaluate, eval_backward = ops.batch_norm_act_eval.default, ops.batch_norm_act_eval_backward.default
     for act, addend, p in ((relu, residual, 0.3), (silu, residual, 0.0)):
-        settings = (*identity, addend, *act, False, p, state if p else None)
-        with_gate = (*identity, None if addend is None else addend.detach(), *act, True, p, state if p else None)
+        settings = (*identity, addend, *act, None, False, p, state if p else None)
+        with_gate = (*identity, None if addend is None else addend.detach(), *act, None, True, p, state if p else None)
         yield train, (x, weight, bias, mean, var, count, 0.1, EPS, *settings)
         yield evaluate, (x, weight, bias, mean, var, EPS, *settings)
         with torch.no_grad():
             _, stats, gate = train(x, weight, bias, None, None, None, 0.1, EPS, *with_gate)
         gate = gate if gate.numel() else None
         saved = None if gate is not None else addend
-        used = (*identity, saved, gate, *act, p, state if p else None, mask)
+        used = (*identity, saved, gate, *act, None, p, state if p else None, mask)
         shift = None if gate is not None else bias
         yield train_backward, (grad, x, weight, shift, stats, *used)
         yield eval_backward, (grad, x, weight, shift, mean, var, EPS, *used)
@@ -122,6 +122,6 @@ def test_opcheck(device):
         torch.library.opcheck(operator, arguments)
     x = torch.randn(4, C, device=device, requires_grad=True)
     seeded = ("test_schema", "test_autograd_registration", "test_faketensor")  # the others compare two draws
-    settings = (None, None, None, None, None, 0.1, EPS, "identity", 0.0, x.detach(), "relu", 0.0, False, 0.5)
+    settings = (None, None, None, None, None, 0.1, EPS, "identity", 0.0, x.detach(), "relu", 0.0, None, False, 0.5)
     torch.library.opcheck(ops.batch_norm_act_train_seeded.default, (x, *settings), test_utils=seeded)
     torch.library.opcheck(ops.act_dropout_seeded.default, (x, None, "relu", 0.0, 0.5, x, None), test_utils=seeded)

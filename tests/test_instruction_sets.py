@@ -32,11 +32,15 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         leaf = x.to(memory_format=layout, copy=True).requires_grad_()
         y = fastreg.functional.batch_norm(leaf, None, None, training=True)
         normalized += [y.detach(), *torch.autograd.grad(y, leaf, x.roll(1, 0))]
-        for act in [name for name, entry in _activation.TABLE.items() if not entry.weighted]:
+        for act, entry in _activation.TABLE.items():
             for settings in ({}, {"residual": x.roll(1, 1), "p": 0.3, "rng_state": state}):
                 leaf = x.to(memory_format=layout, copy=True).requires_grad_()
-                y = fastreg.functional.batch_norm_act(leaf, None, None, training=True, act=act, **settings)
-                activated += [y.detach(), *torch.autograd.grad(y, leaf, x.roll(1, 0))]
+                slope = (torch.arange(37) / 32 - 0.5).to(dtype).requires_grad_() if entry.weighted else None
+                keywords = {"training": True, "act": act, "act_weight": slope, **settings}
+                y = fastreg.functional.batch_norm_act(leaf, None, None, **keywords)
+                activated += [y.detach(), torch.autograd.grad(y, leaf, x.roll(1, 0), retain_graph=True)[0]]
+                if slope is not None:  # the mean of the terms, which is of their size
+                    activated.append(torch.autograd.grad(y, slope, x.roll(1, 0))[0] / (3 * 9 * 11))
 for p in (0.3, 1e-5, (32768 * 65536 + 32768) / 2**32):  # enough elements for some 16 ties each
     dropped.append(torch.ops.fastreg.dropout(torch.ones(1 << 20), p, state))
 torch.save((fastreg.build_info()["instruction_set"], dropped, normalized, activated), sys.argv[1])

@@ -377,16 +377,18 @@ void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& 
 }
 
 // Backward of both. Without statistics.stats the running statistics normalise, which are constants; with
-// statistics.grad_means the means of the gradients are not those of these tensors.
+// statistics.grad_means the means of the gradients are not those of these tensors. further_sums: whether the Work has
+// sums of its own to gather with those of the gradients.
 template <class MakeWork>
 void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine,
-                        const Statistics& statistics, const Gradients& gradients, MakeWork&& make_work) {
+                        const Statistics& statistics, const Gradients& gradients, MakeWork&& make_work,
+                        bool further_sums = false) {
   const int64_t channels = layout.channels;
   const double n = double(layout.per_channel());
   const bool training = statistics.stats.defined();
   const bool has_means = statistics.grad_means.defined();
-  const bool need_sums =
-      (training && !has_means && gradients.input.defined()) || gradients.weight.defined() || gradients.bias.defined();
+  const bool need_sums = further_sums || (training && !has_means && gradients.input.defined()) ||
+                         gradients.weight.defined() || gradients.bias.defined();
   const Partition partition(layout, need_sums);
   const ChannelRows<double> rows(7, channels);
   double *const centre = rows[0], *const delta = rows[1], *const invstd = rows[2], *const w = rows[3];

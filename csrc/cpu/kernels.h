@@ -55,6 +55,7 @@ struct Section {
 template <class T>
 struct Epilogue {
   Activation pre_act, act;
+  const compute_t<T>* slopes;  // of prelu, an array of padded(channels); or null
   const T* residual;
   // Bit i: whether the gate of act (see is_open) is open at element i. Written forward, all zero before; backward,
   // where they are given, read in place of computing the argument again.
@@ -63,6 +64,7 @@ struct Epilogue {
   const uint64_t* keep;  // bit i: whether element i is kept; one word beyond them may be read; null: all are kept
   compute_t<T> scale;    // of what is kept
   T* dz;                 // where grad_sums_act leaves the gradient of z
+  double* slope_sums;    // to which grad_sums_act adds the gradients of slopes, an array of padded(channels); or null
 };
 
 // y = dropout(act(x + bias)) + residual.

@@ -129,8 +129,8 @@ inline RunningUpdate update_of(const Running& running, const Tensor& mean, const
   return update;
 }
 
-// In all of these epilogue(T{}), or in training epilogue(plan, T{}) for a launch by that plan, is a NoEpilogue or an
-// Epilogue<T>; planned.problem.fused says which.
+// In all of these epilogue(T{}), or in training epilogue(plan, T{}) for a launch by that plan, is a NoEpilogue or a
+// SlopedEpilogue<T>; planned.problem.fused says which.
 
 template <class F>
 void train(const char* op, const Planned& planned, const Tensor& x, const Tensor& y, const Affine& affine,

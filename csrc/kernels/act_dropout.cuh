@@ -98,14 +98,14 @@ __global__ void __launch_bounds__(256, 2) act_dropout_kernel(ActDropoutWork<T> w
     if (w.backward) {
 #pragma unroll
       for (int e = 0; e < V; ++e) out.value[e] = kept(e) ? out.value[e] * w.keep_scale : A(0);
-      with_kind(w.act, [&](auto kind) {
+      with_unweighted_kind(w.act, [&](auto kind) {
 #pragma unroll
         for (int e = 0; e < V; ++e)
           out.value[e] = gradient(decltype(kind)::value, out.value[e], z.value[e], w.parameter);
       });
       return from_compute(out);
     }
-    with_kind(w.act, [&](auto kind) {
+    with_unweighted_kind(w.act, [&](auto kind) {
 #pragma unroll
       for (int e = 0; e < V; ++e) z.value[e] = activate(decltype(kind)::value, z.value[e], w.parameter);
     });

@@ -30,14 +30,19 @@ enum class ActivationKind : int {
   hardsigmoid,
   sigmoid,
   tanh,
+  prelu,  // and after it others whose parameter is learned
 };
 
 // In the order of ActivationKind.
 inline constexpr std::string_view kActivationNames[] = {"identity",    "relu",    "relu6", "leaky_relu", "elu",
                                                         "silu",        "mish",    "gelu",  "gelu_tanh",  "hardswish",
-                                                        "hardsigmoid", "sigmoid", "tanh"};
+                                                        "hardsigmoid", "sigmoid", "tanh",  "prelu"};
 
 constexpr int kActivationKinds = int(std::size(kActivationNames));
+constexpr int kUnweightedKinds = int(ActivationKind::prelu);
+
+// Whether the parameter is learned, so that it has a gradient.
+FASTREG_HD constexpr bool is_weighted(ActivationKind kind) { return int(kind) >= kUnweightedKinds; }
 
 inline std::optional<ActivationKind> activation_named(std::string_view name) {
   int kind = 0;
@@ -48,7 +53,8 @@ inline std::optional<ActivationKind> activation_named(std::string_view name) {
   return std::nullopt;
 }
 
-// parameter: the slope of leaky_relu below 0, the alpha of elu; of no meaning to the others.
+// parameter: the slope of leaky_relu below 0, the alpha of elu; of no meaning to the others. prelu's slope is learned,
+// and may be one per channel: where functions below take a parameter it is that of the element.
 struct Activation {
   ActivationKind kind = ActivationKind::identity;
   double parameter = 0;
@@ -67,6 +73,12 @@ template <class F>
 FASTREG_HD void with_kind(ActivationKind kind, F&& f) {
   if (kind == ActivationKind::identity) return;
   detail::with_kind(kind, std::make_integer_sequence<int, kActivationKinds>{}, f);
+}
+// The same where the parameter is not learned.
+template <class F>
+FASTREG_HD void with_unweighted_kind(ActivationKind kind, F&& f) {
+  if (kind == ActivationKind::identity) return;
+  detail::with_kind(kind, std::make_integer_sequence<int, kUnweightedKinds>{}, f);
 }
 
 // Whether the derivative takes two values, so that one bit tells it: see is_open.
@@ -168,6 +180,7 @@ FASTREG_HD A activate(ActivationKind kind, A z, A parameter) {
     case ActivationKind::relu6:
       return clamped(z, A(0), A(6));
     case ActivationKind::leaky_relu:
+    case ActivationKind::prelu:
       return z > A(0) ? z : z * parameter;
     case ActivationKind::elu:
       return z > A(0) ? z : parameter * exponential_less_one(z);
@@ -204,6 +217,8 @@ FASTREG_HD A derivative(ActivationKind kind, A z, A parameter) {
     case ActivationKind::leaky_relu:
     case ActivationKind::hardsigmoid:
       return gated_derivative(kind, is_open(kind, z), parameter);
+    case ActivationKind::prelu:
+      return z > A(0) ? A(1) : parameter;
     case ActivationKind::elu:
       return z > A(0) ? A(1) : parameter * exponential(z);
     case ActivationKind::silu: {
@@ -250,6 +265,12 @@ FASTREG_HD A gradient(ActivationKind kind, A gradient, A z, A parameter) {
   if (kind == ActivationKind::identity) return gradient;
   if (is_gated(kind)) return gated_gradient(kind, gradient, is_open(kind, z), parameter);
   return gradient * derivative(kind, z, parameter);
+}
+
+// The gradient of prelu's slope has one term from each element: of z, and of the gradient of its activation.
+template <class A>
+FASTREG_HD A slope_gradient(A gradient, A z) {
+  return z > A(0) ? A(0) : gradient * z;
 }
 
 }  // namespace fastreg

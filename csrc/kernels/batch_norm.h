@@ -31,8 +31,10 @@ struct Workspace {
 struct WorkspaceSize {
   int64_t partial_bytes, tickets;
 };
-// element_bytes: sizeof(T). Enough for forward and backward; zero where neither needs any.
-WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shape, const Device& device);
+// element_bytes: sizeof(T); fused: whether with a SlopedEpilogue<T>. Enough for forward and backward; zero where
+// neither needs any.
+WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shape, const Device& device,
+                                   bool fused = false);
 
 struct RunningUpdate {
   ChannelValues mean, var;
@@ -41,13 +43,13 @@ struct RunningUpdate {
   double factor = 0;
 };
 
-// What is computed besides normalising: nothing, or an Epilogue<T> (epilogue.h).
+// What is computed besides normalising: nothing, or a SlopedEpilogue<T> (epilogue.h).
 struct NoEpilogue {};
 template <class E>
 constexpr bool is_fused = !std::is_same_v<E, NoEpilogue>;
 
 // All functions: no dimension of the shape is zero. Tensors are dense, of any alignment that T needs. E: NoEpilogue or
-// Epilogue<T>.
+// SlopedEpilogue<T>.
 
 // Training statistics of x into statistics.stats, running statistics updated; then y normalised with them. Two
 // launches.

@@ -3,8 +3,8 @@
 
 namespace fastreg {
 
-FASTREG_INSTANTIATE_SLAB(float, Epilogue<float>);
-FASTREG_INSTANTIATE_SLAB(half, Epilogue<half>);
-FASTREG_INSTANTIATE_SLAB(bfloat16, Epilogue<bfloat16>);
+FASTREG_INSTANTIATE_SLAB(float, SlopedEpilogue<float>);
+FASTREG_INSTANTIATE_SLAB(half, SlopedEpilogue<half>);
+FASTREG_INSTANTIATE_SLAB(bfloat16, SlopedEpilogue<bfloat16>);
 
 }  // namespace fastreg

@@ -3,9 +3,9 @@
 
 namespace fastreg {
 
-FASTREG_INSTANTIATE_STREAMED(float, Epilogue<float>);
-FASTREG_INSTANTIATE_STREAMED(double, Epilogue<double>);
-FASTREG_INSTANTIATE_STREAMED(half, Epilogue<half>);
-FASTREG_INSTANTIATE_STREAMED(bfloat16, Epilogue<bfloat16>);
+FASTREG_INSTANTIATE_STREAMED(float, SlopedEpilogue<float>);
+FASTREG_INSTANTIATE_STREAMED(double, SlopedEpilogue<double>);
+FASTREG_INSTANTIATE_STREAMED(half, SlopedEpilogue<half>);
+FASTREG_INSTANTIATE_STREAMED(bfloat16, SlopedEpilogue<bfloat16>);
 
 }  // namespace fastreg

@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(256, 2)
         },
         [&](const Fetched& f, int) {
           const Values<T, V> values = stages.input(f.x);
-          const Access gradient = stages.argument_gradient(f.dy, values, f.operands, f.offset, n);
+          const Access gradient = stages.argument_gradient(f.dy, values, f.operands, f.offset, n, [](int, A) {});
           stages.store_residual_gradient(f.offset, gradient);
           add_gradients(sums, gradient, values, n);
           if (f.number < d.kept) {

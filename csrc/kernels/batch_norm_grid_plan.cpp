@@ -108,6 +108,7 @@ BatchNormPlan grid_plan(const BatchNormProblem& p, const DeviceLimits& limits, T
   if (p.pass != BatchNormPass::train && p.pass != BatchNormPass::train_backward)
     return refused(tier, "evaluation reads each tensor once as it is");
   if (p.element_bytes > 4) return refused(tier, "fp64 is streamed");
+  if (p.epilogue.slopes) return refused(tier, "there are no registers for learned slopes");
   if (!p.aligned) return refused(tier, "the tensors are not aligned to 16 bytes");
   if ((s.rows ? s.channels : s.size) * p.element_bytes % 16 != 0)
     return refused(tier, s.rows ? "rows are not multiples of 16 bytes" : "planes are not multiples of 16 bytes");

@@ -159,6 +159,16 @@ FASTREG_HD GradSums<A> merge(const GradSums<A>& a, const GradSums<A>& b) {
   return {a.dy + b.dy, a.dy_x + b.dy_x};
 }
 
+// With what is summed for the gradient of an activation's slope.
+template <class A>
+struct SlopeSums : GradSums<A> {
+  A slope;
+};
+template <class A>
+FASTREG_HD SlopeSums<A> merge(const SlopeSums<A>& a, const SlopeSums<A>& b) {
+  return {{a.dy + b.dy, a.dy_x + b.dy_x}, a.slope + b.slope};
+}
+
 // Step: Normalisation or ForwardStep.
 template <class T, int V, class Step, int K>
 __device__ __forceinline__ void add_gradients(GradSums<compute_t<T>> (&sums)[V], const Vector<T, V>& dy,

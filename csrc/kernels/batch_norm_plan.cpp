@@ -219,7 +219,7 @@ std::optional<Tier> tier_named(const std::string& name) {
 
 EpilogueTraffic epilogue_traffic(ActivationKind act, bool residual, bool backward) {
   const bool gate = residual && is_gated(act), needs_argument = !gate && act != ActivationKind::identity;
-  return {residual && (!backward || needs_argument), gate, residual && backward};
+  return {residual && (!backward || needs_argument), gate, residual && backward, is_weighted(act)};
 }
 
 void add_epilogue(const BatchNormProblem& p, int readings, int64_t run, BatchNormPlan& plan) {

@@ -37,6 +37,7 @@ struct EpilogueTraffic {
   bool residual = false;       // read: forward; backward where act's derivative is computed from it
   bool gate = false;           // a bit per element, written forward, read backward
   bool grad_residual = false;  // written
+  bool slopes = false;         // of prelu, learned: read forward and backward, where their gradient is summed
 };
 // Of a forward pass whose backward pass will come, or of that one, with the gradients of all wanted.
 EpilogueTraffic epilogue_traffic(ActivationKind act, bool residual, bool backward);

@@ -349,7 +349,8 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
   using Access = Vector<T, V>;
   using Walk = SlabWalk<V, kGrouped>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
-  const SlabMemory<Centred<A>, ForwardStep<A>> memory(shared, d, kGrouped);
+  using Step = typename Stages<T, E>::OutputStep;
+  const SlabMemory<Centred<A>, Step> memory(shared, d, kGrouped);
   const Stages<T, E> stages(epilogue);
   const A factor = running_factor<A>(running);
 
@@ -369,11 +370,11 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
         reduce_item(walk, own, memory.entries, memory.partials + parity * d.group, [&](int c, const Centred<A>& total) {
           const int64_t channel = walk.channel() + c;
           const Normalisation<A> n = normalisation_of(total.centre, total.moments, statistics.eps);
-          memory.steps[c] = forward_step<T>(n, channel, weight, bias);
+          memory.steps[c] = stages.output_step(forward_step<T>(n, channel, weight, bias), channel);
           if (cluster_rank() == 0)
             write_statistics<T>(n, total.moments, d.channels, channel, statistics, running, factor);
         });
-        const PerElement<V, kGrouped, ForwardStep<A>> steps(walk, [&](int c) { return memory.steps[c]; });
+        const PerElement<V, kGrouped, Step> steps(walk, [&](int c) { return memory.steps[c]; });
         walk.template for_each_fetched<is_fused<E>>(
             [&](int64_t offset) { return stages.template forward_operands<V>(offset); },
             [&](const auto& operands, int place, int64_t offset) {
@@ -399,7 +400,8 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
   using Access = Vector<T, V>;
   using Walk = SlabWalk<V, kGrouped>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
-  const SlabMemory<GradSums<A>, BackwardStep<A>> memory(shared, d, kGrouped);
+  using Totals = typename Stages<T, E>::Totals;
+  const SlabMemory<Totals, BackwardStep<A>> memory(shared, d, kGrouped);
   const Stages<T, E> stages(epilogue);
   const A count = A(int64_t(d.planes) * d.size);
 
@@ -420,35 +422,47 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
         const auto statistics_of = [&](int c) {
           return read_statistics<T>(statistics, d.channels, walk.channel() + c);
         };
-        GradSums<A> own[2] = {};
+        Totals own[2];
         {
           const PerElement<V, kGrouped, typename Stages<T, E>::SumStep> n(
               walk, [&](int c) { return stages.sum_step(statistics_of(c), walk.channel() + c, weight, false); });
           GradSums<A> sums[V] = {};
+          A slope_sums[2] = {};
+          const int boundary = walk.boundary();
           walk.template for_each_fetched<is_fused<E>>(
               [&](int64_t offset) { return stages.template backward_operands<V>(offset); },
               [&](const auto& operands, int place, int64_t offset) {
                 const Values<T, V> values = stages.input(tile_x[place]);
-                const Access gradient = stages.argument_gradient(tile_dy[place], values, operands, offset, n.value);
+                const Access gradient =
+                    stages.argument_gradient(tile_dy[place], values, operands, offset, n.value, [&](int e, A term) {
+                      const bool next = kGrouped && e >= boundary;
+                      slope_sums[0] += next ? A(0) : term;
+                      slope_sums[1] += next ? term : A(0);
+                    });
                 if constexpr (is_fused<E>) {
                   stages.store_residual_gradient(offset, gradient);
                   tile_dy[place] = gradient;
                 }
                 add_gradients(sums, gradient, values, n.value);
               });
+          GradSums<A> of_first = {}, of_next = {};
 #pragma unroll
           for (int e = 0; e < V; ++e) {
-            const bool next = kGrouped && e >= walk.boundary();
-            own[0] = merge(own[0], next ? GradSums<A>{} : sums[e]);
-            own[1] = merge(own[1], next ? sums[e] : GradSums<A>{});
+            const bool next = kGrouped && e >= boundary;
+            of_first = merge(of_first, next ? GradSums<A>{} : sums[e]);
+            of_next = merge(of_next, next ? sums[e] : GradSums<A>{});
           }
+          own[0] = stages.total(of_first, slope_sums[0]);
+          own[1] = stages.total(of_next, slope_sums[1]);
         }
-        reduce_item(walk, own, memory.entries, memory.partials + parity * d.group, [&](int c, const GradSums<A>& sums) {
+        reduce_item(walk, own, memory.entries, memory.partials + parity * d.group, [&](int c, const Totals& sums) {
           const int64_t channel = walk.channel() + c;
           const Normalisation<A> n = statistics_of(c);
           memory.steps[c] = {n.centre, n.delta, scale_of<T>(n, channel, weight), sums.dy / count,
                              slope_of(sums, count, n.invstd)};
-          if (cluster_rank() == 0) write_gradients<T>(sums, n.invstd, channel, dweight, dbias);
+          if (cluster_rank() != 0) return;
+          write_gradients<T>(sums, n.invstd, channel, dweight, dbias);
+          stages.write_slope_gradient(sums, channel);
         });
         if (dx == nullptr) return;
         const PerElement<V, kGrouped, BackwardStep<A>> steps(walk, [&](int c) { return memory.steps[c]; });

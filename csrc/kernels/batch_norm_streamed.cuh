@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(256, 2)
 
 // num_batches_tracked, if not null, is incremented here: the kernel before has read it, in all its blocks.
 template <class T, int V, bool kRows, class E>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, is_fused<E> ? 2 : 0)
     batch_norm_normalize_kernel(const T* x, T* y, Division d, ChannelValues weight, ChannelValues bias,
                                 ChannelStatistics statistics, int64_t* num_batches_tracked, E epilogue) {
   using A = compute_t<T>;
@@ -85,11 +85,12 @@ __global__ void __launch_bounds__(256)
   constexpr int K = Walk<V, kRows>::kChannels;
   const Stages<T, E> stages(epilogue);
   if (walk.left() == 0) return;
-  ForwardStep<A> steps[K];
+  typename Stages<T, E>::OutputStep steps[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int64_t c = walk.channel(k);
-    steps[k] = forward_step<T>(read_statistics<T>(statistics, d.channels, c), c, weight, bias);
+    const Normalisation<A> n = read_statistics<T>(statistics, d.channels, c);
+    steps[k] = stages.output_step(forward_step<T>(n, c, weight, bias), c);
   }
   struct Fetched {
     Access x;
@@ -128,6 +129,7 @@ __global__ void __launch_bounds__(256, V > 4 || is_fused<E> ? 2 : 3)
                              dx != nullptr);
 
   GradSums<A> sums[V] = {};
+  A slope_sums[K] = {};
   struct Fetched {
     Access x, dy;
     typename Stages<T, E>::template Operands<V> operands;
@@ -140,7 +142,8 @@ __global__ void __launch_bounds__(256, V > 4 || is_fused<E> ? 2 : 3)
       },
       [&](const Fetched& f, int) {
         const Values<T, V> values = stages.input(f.x);
-        const Access gradient = stages.argument_gradient(f.dy, values, f.operands, f.offset, n);
+        const Access gradient = stages.argument_gradient(f.dy, values, f.operands, f.offset, n,
+                                                         [&](int e, A term) { slope_sums[e % K] += term; });
         stages.store_residual_gradient(f.offset, gradient);
         add_gradients(sums, gradient, values, n);
         if (dx != nullptr)
@@ -148,9 +151,8 @@ __global__ void __launch_bounds__(256, V > 4 || is_fused<E> ? 2 : 3)
                           stages.through_input(scaled(gradient, [&](int e) { return stages.scale(n[e % K]); }), f.x));
       });
 
-  GradSums<A> r[K] = {};
-#pragma unroll
-  for (int e = 0; e < V; ++e) r[kRows ? e : 0] = merge(r[kRows ? e : 0], sums[e]);
+  typename Stages<T, E>::Totals r[K];
+  totals_of<Stages<T, E>>(sums, slope_sums, r);
   if (!reduce_grid<A, V, kRows>(r, walk, d, workspace)) return;
 
   const A count = A(kRows ? d.length : d.length * V);
@@ -161,6 +163,7 @@ __global__ void __launch_bounds__(256, V > 4 || is_fused<E> ? 2 : 3)
     const A invstd = read_statistics<T>(statistics, d.channels, c).invstd;
     store(coefficients + d.channels + c, slope_of(r[k], count, invstd));
     write_gradients<T>(r[k], invstd, c, dweight, dbias);
+    stages.write_slope_gradient(r[k], c);
   }
 }
 
@@ -205,7 +208,7 @@ __global__ void __launch_bounds__(256, is_fused<E> ? 2
       },
       [&](const Fetched& f, int) {
         const Values<T, V> values = stages.input(f.x);
-        const Access gradient = stages.argument_gradient(f.dy, values, f.operands, f.offset, steps);
+        const Access gradient = stages.argument_gradient(f.dy, values, f.operands, f.offset, steps, [](int, A) {});
         stages.store_residual_gradient(f.offset, gradient);
         if (is_fused<E> && dx == nullptr) return;
         const Values<T, V> gradients = training ? input_gradient(gradient, values, steps)

@@ -137,12 +137,12 @@ cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const Bat
   A* const both = static_cast<A*>(coefficients);
   const bool training = statistics.stats != nullptr;
   E rest = epilogue;  // of the epilogue, for the second launch
-  if (training || dweight.data != nullptr || dbias.data != nullptr) {
+  if (training || dweight.data != nullptr || dbias.data != nullptr || has_slope_gradient(epilogue)) {
     T* const dx_here = training ? nullptr : dx;
     const bool aligned = is_aligned(x) && is_aligned(dy) && is_aligned(dx_here) && is_aligned(epilogue);
     const cudaError_t error = with_access<T, E, kMostChannels>(shape, aligned, [&](auto v, auto rows) {
       const Plan plan = plan_for(shape, v, device);
-      const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(GradSums<A>);
+      const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(typename Stages<T, E>::Totals);
       return launch(config_for(plan, device, shared), batch_norm_grad_sums_kernel<T, v, rows, E>, dy, x, dx_here,
                     plan.division, weight, statistics, dweight, dbias, both, workspace, epilogue);
     });

@@ -6,6 +6,7 @@
 #include "batch_norm.h"
 #include "batch_norm_grid.h"
 #include "batch_norm_plan.h"
+#include "epilogue.h"
 
 namespace fastreg {
 
@@ -36,7 +37,7 @@ inline WorkspaceSize batch_norm_workspace(const BatchNormPlan& plan, const Batch
   const bool counts = running != nullptr && running->cumulative && running->num_batches_tracked != nullptr;
   if (is_slab(plan)) return {0, counts ? 1 : 0};
   if (is_grid(plan)) return grid_workspace(plan, problem.shape, counts);
-  return batch_norm_workspace(problem.element_bytes, problem.shape, device);
+  return batch_norm_workspace(problem.element_bytes, problem.shape, device, problem.fused);
 }
 
 template <class T, class E = NoEpilogue>
@@ -48,7 +49,8 @@ cudaError_t launch_batch_norm_train(const BatchNormPlan& plan, const T* x, T* y,
     if (is_slab(plan))
       return launch_slab_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device, epilogue);
     if (is_grid(plan))
-      return launch_grid_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device, epilogue);
+      return launch_grid_train(plan, x, y, shape, weight, bias, statistics, running, workspace, device,
+                               without_slopes(epilogue));
   }
   return launch_batch_norm_train(x, y, shape, weight, bias, statistics, running, workspace, device, epilogue);
 }
@@ -64,7 +66,7 @@ cudaError_t launch_batch_norm_backward(const BatchNormPlan& plan, const T* dy, c
       return launch_slab_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, device, epilogue);
     if (is_grid(plan))
       return launch_grid_backward(plan, dy, x, dx, shape, weight, statistics, dweight, dbias, workspace, device,
-                                  epilogue);
+                                  without_slopes(epilogue));
   }
   return launch_batch_norm_backward(dy, x, dx, shape, weight, statistics, dweight, dbias, coefficients, workspace,
                                     device, epilogue);

@@ -30,6 +30,20 @@ __device__ __forceinline__ void reduce_columns(R (&r)[K], R* shared, int columns
 
 // A partial result in memory: what a split knows of a channel, less its count, which follows from the division.
 template <class A>
+struct TwoPairs {
+  Vector<A, 2> first, second;
+};
+template <class A>
+__device__ __forceinline__ void store(TwoPairs<A>* address, const TwoPairs<A>& pairs) {
+  store(&address->first, pairs.first);
+  store(&address->second, pairs.second);
+}
+template <class A>
+__device__ __forceinline__ TwoPairs<A> load_coherent(const TwoPairs<A>* address) {
+  return {load_coherent(&address->first), load_coherent(&address->second)};
+}
+
+template <class A>
 __device__ __forceinline__ Vector<A, 2> pack(const Moments<A>& m) {
   return {{m.mean, m.m2}};
 }
@@ -38,12 +52,20 @@ __device__ __forceinline__ Vector<A, 2> pack(const GradSums<A>& s) {
   return {{s.dy, s.dy_x}};
 }
 template <class A>
+__device__ __forceinline__ TwoPairs<A> pack(const SlopeSums<A>& s) {
+  return {{{s.dy, s.dy_x}}, {{s.slope, A(0)}}};
+}
+template <class A>
 __device__ __forceinline__ void unpack(const Vector<A, 2>& v, A count, Moments<A>& m) {
   m = {count, v.element[0], v.element[1]};
 }
 template <class A>
 __device__ __forceinline__ void unpack(const Vector<A, 2>& v, A, GradSums<A>& s) {
   s = {v.element[0], v.element[1]};
+}
+template <class A>
+__device__ __forceinline__ void unpack(const TwoPairs<A>& pairs, A, SlopeSums<A>& s) {
+  s = {{pairs.first.element[0], pairs.first.element[1]}, pairs.second.element[0]};
 }
 
 // From each thread's r[k] to the channel's: true in the threads that then hold it, one for each channel, in the block
@@ -55,7 +77,7 @@ __device__ __forceinline__ bool reduce_grid(R (&r)[Walk<V, kRows>::kChannels], c
   FASTREG_DYNAMIC_SHARED(R, shared);
   const int row = int(threadIdx.x) / d.columns, rows = int(blockDim.x) / d.columns;
   const bool inside = walk.channel(0) < d.channels;
-  auto* partials = static_cast<Vector<A, 2>*>(workspace.partials);
+  auto* partials = static_cast<decltype(pack(r[0]))*>(workspace.partials);
 
   reduce_columns(r, shared, d.columns);
   if (gridDim.y > 1) {

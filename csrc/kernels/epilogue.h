@@ -46,6 +46,16 @@ struct Epilogue {
   }
 };
 
+// The same where act may be prelu, whose slopes are learned: kernels need registers for them.
+template <class T>
+struct SlopedEpilogue : Epilogue<T> {
+  ChannelValues slopes = {};
+  bool one_slope = false;  // the first of them, for all channels
+
+  // Backward only.
+  ChannelValues grad_slopes = {};  // of each channel, even where there is one slope; null: not wanted
+};
+
 // Of any epilogue.
 inline bool is_aligned(const NoEpilogue&) { return true; }
 template <class T>
@@ -57,10 +67,21 @@ template <class T>
 bool has_residual_gradient(const Epilogue<T>& e) {
   return e.grad_residual != nullptr;
 }
-inline NoEpilogue without_residual_gradient(const NoEpilogue& e) { return e; }
+inline bool has_slope_gradient(const NoEpilogue&) { return false; }
 template <class T>
-Epilogue<T> without_residual_gradient(Epilogue<T> e) {
+bool has_slope_gradient(const SlopedEpilogue<T>& e) {
+  return e.grad_slopes.data != nullptr;
+}
+inline NoEpilogue without_residual_gradient(const NoEpilogue& e) { return e; }
+template <class E>
+E without_residual_gradient(E e) {
   e.grad_residual = nullptr;
+  return e;
+}
+
+inline NoEpilogue without_slopes(const NoEpilogue& e) { return e; }
+template <class T>
+Epilogue<T> without_slopes(const SlopedEpilogue<T>& e) {
   return e;
 }
 

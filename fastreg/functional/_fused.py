@@ -1,8 +1,8 @@
 """Batch norm and dropout with what stands next to them.
 
 Each is one operator, where there is one for the tensors and the activation. Else it is composed of fastreg's functions
-and torch's activations, one pass over memory for each: where transforms have to see every step, for the activations
-with learned slopes, and for tensors that fastreg has no kernels for.
+and torch's activations, one pass over memory for each: where transforms have to see every step, for prelu but after
+batch norm, and for tensors that fastreg has no kernels for.
 """
 
 import torch
@@ -50,7 +50,8 @@ def batch_norm_act(
     hardsigmoid, sigmoid, tanh; with a parameter of their own as a pair, ``("leaky_relu", 0.2)`` (negative slope) or
     ``("elu", 0.5)`` (alpha).
 
-    One pass over memory more than plain batch norm where there is a residual, else none. prelu is composed.
+    One pass over memory more than plain batch norm where there is a residual, else none. As pre_act prelu is composed:
+    the gradient of its slope depends on that of the batch norm as a whole.
 
     Args:
         input, running_mean, running_var, weight, bias, training, momentum, eps: as in :func:`batch_norm`.
@@ -59,7 +60,8 @@ def batch_norm_act(
         pre_act (str or Activation): applied to input. Default: identity.
         p (float): probability of an element of the result to be zeroed, in [0, 1], whatever ``training`` is.
             Default: 0.
-        act_weight, pre_act_weight (Tensor[1] or Tensor[C]): the slopes where the activation is prelu.
+        act_weight, pre_act_weight (Tensor[1] or Tensor[C]): the slopes where the activation is prelu; of the input's
+            dtype, or float32 with 16 bits.
         rng_state (Tensor, optional): as in :func:`dropout`.
 
     Returns:
@@ -67,7 +69,8 @@ def batch_norm_act(
 
     Raises:
         ValueError: an unknown activation, p not in [0, 1], residual of another shape; and as :func:`batch_norm`.
-        RuntimeError: residual of another dtype or device, a slope of another size; and as :func:`batch_norm`.
+        RuntimeError: residual of another dtype or device, a slope of another size or dtype; and as
+            :func:`batch_norm`.
         NotImplementedError, TypeError: as :func:`batch_norm`.
     """
     if momentum is None:
@@ -125,10 +128,10 @@ def batch_norm_act_with_count(
     ours = takes_batch_norm(input)
     # p > 0.0 of a symbolic p is no bool that torch.compile could add (torch 2.11); nor below.
     steps = (pre_act.name != "identity") + (residual is not None) + (act.name != "identity") + (1 if p else 0)
-    if steps and ours and _is_native(pre_act, act, residual, p):
+    if steps and ours and _has_batch_norm_act(input, pre_act, act, residual, p, act_weight):
         check_batch_norm(input, running_mean, running_var, training, eps)
         statistics = (running_mean, running_var)
-        settings = (*_operands(pre_act), residual, *_operands(act), False, p)  # no gate but for autograd
+        settings = (*_operands(pre_act), residual, *_operands(act), act_weight, False, p)  # no gate but for autograd
         rng_state = _state(input, p, rng_state, draws=training)
         if not training:
             return ops.batch_norm_act.evaluate(input, weight, bias, *statistics, eps, *settings, rng_state)[0]
@@ -220,20 +223,25 @@ def act_dropout(
     return output if residual is None else output + residual
 
 
-def _is_native(pre_act, act, residual, p):
-    """Whether the operators know the activations, and take the residual. No transform knows the operators, and they
-    take no index map."""
+def _is_native(residual, p):
+    """Whether the operators take the residual. No transform knows the operators, and they take no index map."""
     if is_transformed() or (p and sharding.current is not None):
         return False
-    weighted = _activation.TABLE[pre_act.name].weighted or _activation.TABLE[act.name].weighted
-    return not weighted and (residual is None or is_ours(residual))
+    return residual is None or is_ours(residual)
+
+
+def _has_batch_norm_act(input, pre_act, act, residual, p, act_weight):
+    if _activation.TABLE[pre_act.name].weighted or not _is_native(residual, p):
+        return False
+    return act_weight is None or (is_ours(act_weight) and _activation.takes_weight(input, act_weight))
 
 
 def _has_act_dropout(input, bias, act, residual, p, drop_path):
     return (
         is_ours(input)
         and has_operators(input.device)
-        and _is_native(_activation.IDENTITY, act, residual, p)
+        and not _activation.TABLE[act.name].weighted
+        and _is_native(residual, p)
         and (bias is None or (is_ours(bias) and bias.dtype == input.dtype))
         and (input.dim() > 0 or not drop_path)
     )

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch.library import register_autograd, register_fake
 
-from fastreg import reference
+from fastreg import _activation, reference
 from fastreg.ops.batch_norm import check_per_channel, compute_dtype, fake_gradients
 from fastreg.ops.double_backward import activation, differentiate, inputs_of, setup_context, upcast
 
@@ -20,15 +20,19 @@ _GATED = ("relu", "relu6", "leaky_relu", "hardsigmoid")
 # ---- fake kernels: shapes, dtypes and strides of what the operators return
 
 
-def _output_and_gate(input, pre_act, pre_act_parameter, residual, act, act_parameter, save_gate, p, rng_state):
+def _output_and_gate(
+    input, pre_act, pre_act_parameter, residual, act, act_parameter, act_weight, save_gate, p, rng_state
+):
     if residual is not None and residual.shape != input.shape:
         raise RuntimeError(
             f"batch_norm_act: residual must have the input's shape {list(input.shape)}, got {list(residual.shape)}"
         )
+    act = _activation.parse("batch_norm_act", "act", act)
+    _activation.check_weight("batch_norm_act", "act_weight", act, act_weight, input)
     if rng_state is not None:
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
     words = (input.numel() + 31) // 32  # gate_bytes in csrc/kernels/activation.h
-    wanted = save_gate and residual is not None and act in _GATED
+    wanted = save_gate and residual is not None and act.name in _GATED
     return torch.empty_like(input), input.new_empty(4 * words if wanted else 0, dtype=torch.uint8)
 
 
@@ -53,10 +57,11 @@ def _(input, weight, bias, running_mean, running_var, eps, *fused):
 @register_fake("fastreg::batch_norm_act_train_backward")
 @register_fake("fastreg::batch_norm_act_eval_backward")
 def _(grad_output, input, weight, *others):
-    *parameters_too, residual_too = others[-1]
-    return *fake_gradients(input, weight, parameters_too), torch.empty_like(input) if residual_too else input.new_empty(
-        0
-    )
+    act_weight, (*parameters_too, residual_too, slope_too) = others[-4], others[-1]
+    grad_residual = torch.empty_like(input) if residual_too else input.new_empty(0)
+    slope_too = slope_too and act_weight is not None
+    grad_act_weight = act_weight.new_empty(act_weight.shape) if slope_too else input.new_empty(0)
+    return *fake_gradients(input, weight, parameters_too), grad_residual, grad_act_weight
 
 
 # ---- second derivatives; csrc/batch_norm_act_autograd.cpp has the first
@@ -64,15 +69,16 @@ def _(grad_output, input, weight, *others):
 
 def _double_backward(backward, ctx, *gradients):
     inputs = inputs_of(ctx)
-    grad_output, input, weight, bias, *statistics = inputs[:-9]
-    pre_act, pre_act_parameter, residual, gate, act, act_parameter, p, rng_state, output_mask = inputs[-9:]
+    grad_output, input, weight, bias, *statistics = inputs[:-10]
+    pre_act, pre_act_parameter, residual, gate, act, act_parameter, act_weight, p, rng_state, output_mask = inputs[-10:]
 
     before, after = activation(pre_act, pre_act_parameter), activation(act, act_parameter)
     if gate is not None:  # the operator tells what it means: the gradient of the residual where that of the output is 1
         with torch.no_grad():
-            slope = backward(torch.ones_like(grad_output), *inputs[1:-3], 0.0, None, (False, False, False, True))[3]
+            mask = (False, False, False, True, False)
+            slope = backward(torch.ones_like(grad_output), *inputs[1:-3], 0.0, None, mask)[3]
 
-        def after(z):
+        def after(z, _):
             return z * slope
 
     if len(statistics) == 3:
@@ -86,14 +92,14 @@ def _double_backward(backward, ctx, *gradients):
             eps = reference.batch_norm.per_channel(statistics[0][2] ** -2 - reference.batch_norm.moments(x)[1], x)
         statistics = None
 
-    def definition(x, weight, bias, residual):
+    def definition(x, weight, bias, residual, act_weight):
         return reference.fused.batch_norm_act(
             x,
             weight,
             bias,
             eps,
             before,
-            after,
+            lambda z: after(z, act_weight),
             statistics=statistics,
             residual=residual,
             p=p,
@@ -101,19 +107,20 @@ def _double_backward(backward, ctx, *gradients):
             strides=torch.empty_like(input).stride(),
         )
 
+    output_mask = (*output_mask[:4], output_mask[4] and act_weight is not None)
     # What the operator was not given has a gradient all the same, which does not depend on it: any value does.
     zeros = upcast(input.detach().new_zeros(input.shape[1]))
-    given = (input, weight, bias, residual)
-    stand_ins = (None, zeros + 1, zeros, torch.zeros_like(input))
+    given = (input, weight, bias, residual, act_weight)
+    stand_ins = (None, zeros + 1, zeros, torch.zeros_like(input), None)
     operands = [
         stand_in if tensor is None and wanted else tensor
         for tensor, stand_in, wanted in zip(given, stand_ins, output_mask, strict=True)
     ]
     gradients = [gradient if wanted else None for gradient, wanted in zip(gradients, output_mask, strict=True)]
     dg, *found = differentiate(definition, operands, grad_output, gradients)
-    dx, dweight, dbias, dresidual = (None if t is None else d for t, d in zip(given, found, strict=True))
-    rest = len(inputs) - 4 - 9
-    return dg, dx, dweight, dbias, *[None] * rest, None, None, dresidual, *[None] * 6
+    dx, dweight, dbias, dresidual, dslope = (None if t is None else d for t, d in zip(given, found, strict=True))
+    rest = len(inputs) - 4 - 10
+    return dg, dx, dweight, dbias, *[None] * rest, None, None, dresidual, *[None] * 3, dslope, *[None] * 3
 
 
 for _name in ("batch_norm_act_train_backward", "batch_norm_act_eval_backward"):

@@ -26,11 +26,12 @@ def upcast(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(compute_dtype(tensor))
 
 
-def activation(name: str, parameter: float) -> Callable[[Tensor], Tensor]:
-    """An activation by torch operations that can be differentiated twice, which torch's own hardsigmoid cannot."""
+def activation(name: str, parameter: float) -> Callable[..., Tensor]:
+    """An activation, of a tensor and the learned slope where there is one, by torch operations that can be
+    differentiated twice, which torch's own hardsigmoid cannot."""
     if name == "hardsigmoid":
-        return lambda z: F.relu6(z + 3.0) / 6.0
-    return lambda z: _activation.apply(_activation.Activation(name, parameter), z)
+        return lambda z, weight=None: F.relu6(z + 3.0) / 6.0
+    return lambda z, weight=None: _activation.apply(_activation.Activation(name, parameter), z, weight)
 
 
 def differentiate(definition, operands, grad_output, gradients):

@@ -109,7 +109,7 @@ void check(const Problem& q, const Schedule& schedule) {
 }
 
 const testing::Test activations("activation and dropout: activations", [] {
-  for (int kind = 0; kind < kActivationKinds; ++kind)
+  for (int kind = 0; kind < kUnweightedKinds; ++kind)
     for (const bool backward : {false, true}) {
       Problem q = {263, {ActivationKind(kind), 0.25}, 0.25, 24};
       q.backward = backward;

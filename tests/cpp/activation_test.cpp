@@ -30,6 +30,7 @@ Real defined(ActivationKind kind, Real z, Real parameter) {
     case ActivationKind::relu6:
       return std::min(std::max(z, Real(0)), Real(6));
     case ActivationKind::leaky_relu:
+    case ActivationKind::prelu:
       return z > 0 ? z : parameter * z;
     case ActivationKind::elu:
       return z > 0 ? z : parameter * std::expm1(z);
@@ -61,7 +62,8 @@ Real slope(ActivationKind kind, Real z, Real parameter) {
 }
 
 bool near_a_kink(ActivationKind kind, Real z) {
-  const bool smooth = !is_gated(kind) && kind != ActivationKind::elu && kind != ActivationKind::hardswish;
+  const bool smooth = !is_gated(kind) && kind != ActivationKind::elu && kind != ActivationKind::hardswish &&
+                      kind != ActivationKind::prelu;
   for (const Real kink : {-3, 0, 3, 6})
     if (!smooth && std::abs(z - kink) < 1e-3L) return true;
   return false;
@@ -108,14 +110,14 @@ void check_kinks() {
   const double p = A(kParameter), sixth = A(1) / A(6);
   const double infinity = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
   const std::vector<Kink> kinks = {
-      {Kind::relu, 0, 0},         {Kind::relu, -0.0, 0},      {Kind::relu, nan, 1},
-      {Kind::relu, infinity, 1},  {Kind::relu, -infinity, 0}, {Kind::relu6, 0, 0},
-      {Kind::relu6, 6, 0},        {Kind::relu6, nan, 0},      {Kind::relu6, infinity, 0},
-      {Kind::leaky_relu, 0, p},   {Kind::leaky_relu, nan, p}, {Kind::leaky_relu, -infinity, p},
-      {Kind::elu, 0, p},          {Kind::elu, -infinity, 0},  {Kind::elu, infinity, 1},
-      {Kind::hardswish, -3, 0},   {Kind::hardswish, 3, 1},    {Kind::hardswish, infinity, 1},
-      {Kind::hardsigmoid, -3, 0}, {Kind::hardsigmoid, 3, 0},  {Kind::hardsigmoid, 0, sixth},
-      {Kind::hardsigmoid, nan, 0}};
+      {Kind::relu, 0, 0},          {Kind::relu, -0.0, 0},      {Kind::relu, nan, 1},
+      {Kind::relu, infinity, 1},   {Kind::relu, -infinity, 0}, {Kind::relu6, 0, 0},
+      {Kind::relu6, 6, 0},         {Kind::relu6, nan, 0},      {Kind::relu6, infinity, 0},
+      {Kind::leaky_relu, 0, p},    {Kind::leaky_relu, nan, p}, {Kind::leaky_relu, -infinity, p},
+      {Kind::elu, 0, p},           {Kind::elu, -infinity, 0},  {Kind::elu, infinity, 1},
+      {Kind::hardswish, -3, 0},    {Kind::hardswish, 3, 1},    {Kind::hardswish, infinity, 1},
+      {Kind::hardsigmoid, -3, 0},  {Kind::hardsigmoid, 3, 0},  {Kind::hardsigmoid, 0, sixth},
+      {Kind::hardsigmoid, nan, 0}, {Kind::prelu, 0, p},        {Kind::prelu, nan, p}};
   for (const Kink& kink : kinks)
     expect_equal(double(derivative(kink.kind, A(kink.z), A(kParameter))), kink.derivative,
                  describe(int(kink.kind), kink.z));
@@ -128,7 +130,8 @@ void check_special() {
   for (int k = 0; k < kKinds; ++k) {
     const auto kind = ActivationKind(k);
     expect(std::isnan(activate(kind, nan, parameter)), describe(k, nan));
-    if (!is_gated(kind) && kind != ActivationKind::identity)
+    const bool slopes = kind == ActivationKind::leaky_relu || kind == ActivationKind::prelu;
+    if (!is_gated(kind) && !slopes && kind != ActivationKind::identity)
       expect(std::isnan(derivative(kind, nan, parameter)), describe(k, nan) + ": derivative");
     const bool odd = activate(kind, A(0), parameter) == A(0);
     if (odd) expect(std::signbit(activate(kind, A(-0.0), parameter)), describe(k, -0.0) + ": the sign of zero");
@@ -140,10 +143,7 @@ void check_special() {
       const A d = derivative(kind, z, parameter);
       const bool flat = kind == ActivationKind::relu6 || kind == ActivationKind::hardsigmoid ||
                         kind == ActivationKind::sigmoid || kind == ActivationKind::tanh;
-      const Real expected = kind == ActivationKind::identity                 ? 1
-                            : flat                                           ? 0
-                            : kind == ActivationKind::leaky_relu && z < A(0) ? parameter
-                                                                             : steep;
+      const Real expected = kind == ActivationKind::identity ? 1 : flat ? 0 : slopes && z < A(0) ? parameter : steep;
       expect(std::abs(d - expected) <= 1e-20L, describe(k, z) + ": derivative");
     }
     for (const A z : {infinity, -infinity}) {
@@ -173,7 +173,7 @@ const testing::Test names("activations: names", [] {
     const auto kind = activation_named(kActivationNames[k]);
     expect(kind && int(*kind) == k, std::string(kActivationNames[k]));
   }
-  expect(kActivationNames[int(ActivationKind::tanh)] == "tanh", "the last name");
+  expect(kActivationNames[int(ActivationKind::prelu)] == "prelu", "the last name");
   expect(!activation_named("Relu") && !activation_named(""), "unknown names");
 });
 
@@ -202,6 +202,17 @@ const testing::Test gradients("activations: gradients", [] {
         expect_equal(gradient(kind, infinity, z, kParameter), 0.0, describe(k, z) + ": kept out");
     }
   }
+});
+
+// As torch has it: what the slope does not multiply is no part of its gradient, whatever it is.
+const testing::Test slope_gradients("activations: gradients of slopes", [] {
+  const double infinity = std::numeric_limits<double>::infinity();
+  expect_equal(slope_gradient(2.5, -2.0), -5.0, "below");
+  expect_equal(slope_gradient(2.5, 2.0), 0.0, "above");
+  expect_equal(slope_gradient(2.5, 0.0), 0.0, "at 0");
+  expect_equal(slope_gradient(infinity, 2.0), 0.0, "kept out");
+  expect_equal(slope_gradient(infinity, -2.0), -infinity, "infinite");
+  expect(std::isnan(slope_gradient(2.5, std::numeric_limits<double>::quiet_NaN())), "NaN");
 });
 
 const testing::Test gate_sizes("activations: bytes of gates", [] {

@@ -16,7 +16,8 @@ struct FusedCase {
   bool training = true;
   bool parameters = true;  // weight and bias are there, and their gradients wanted
   bool wants_dx = true;
-  size_t offset = 0;  // of the tensors, in elements: 1 rules 16-byte accesses out
+  bool one_slope = false;  // of prelu
+  size_t offset = 0;       // of the tensors, in elements: 1 rules 16-byte accesses out
   Tier tier = Tier::streamed;
   DeviceLimits limits = {};
 
@@ -27,8 +28,8 @@ inline std::string describe(const char* type, const FusedCase& c) {
   const auto name = [](const Activation& a) { return std::string(kActivationNames[size_t(a.kind)]); };
   return std::string(type) + " " + describe(c.shape) + " " + name(c.pre_act) + " " + tier_name(c.tier) + " " +
          name(c.act) + (c.residual ? " residual" : "") + (c.has_gate() ? " gate" : "") + " p=" + std::to_string(c.p) +
-         (c.training ? "" : " eval") + (c.parameters ? "" : " no parameters") + (c.wants_dx ? "" : " no dx") +
-         (c.offset ? " misaligned" : "");
+         (c.one_slope ? " one slope" : "") + (c.training ? "" : " eval") + (c.parameters ? "" : " no parameters") +
+         (c.wants_dx ? "" : " no dx") + (c.offset ? " misaligned" : "");
 }
 
 inline bool is_kept(size_t j, double p) {
@@ -45,7 +46,7 @@ struct FusedRun {
   Problem p;
   Doubles residual_values;
   Buffer<T> x, dy, residual, y, dx, dresidual;
-  Buffer<P> weight, bias, dweight, dbias, running_mean, running_var;
+  Buffer<P> weight, bias, dweight, dbias, running_mean, running_var, slopes, dslopes;
   Buffer<A> stats, coefficients;
   Buffer<unsigned char> gate;
   Buffer<int64_t> state, used;
@@ -69,6 +70,8 @@ struct FusedRun {
         dbias(p.weight.size(), "dbias"),
         running_mean(rounded<P>(p.running_mean), "running_mean"),
         running_var(rounded<P>(p.running_var), "running_var"),
+        slopes(slope_values(c), "slopes"),
+        dslopes(p.weight.size(), "dslopes"),
         stats(3 * p.weight.size(), "stats"),
         coefficients(2 * p.weight.size(), "coefficients"),
         gate(size_t(gate_bytes(int64_t(p.x.size()))), "gate"),
@@ -79,10 +82,10 @@ struct FusedRun {
       std::fill(p.bias.begin(), p.bias.end(), 0.0);
     }
     problem = {c.shape, int(sizeof(T)), c.offset == 0, c.training ? BatchNormPass::train : BatchNormPass::eval, true};
-    problem.epilogue = {c.residual, c.has_gate(), false};
+    problem.epilogue = {c.residual, c.has_gate(), false, is_weighted(c.act.kind)};
     forward_plan = plan_batch_norm(problem, c.limits, c.tier);
     problem.pass = c.training ? BatchNormPass::train_backward : BatchNormPass::eval_backward;
-    problem.epilogue = {c.residual && !c.has_gate(), c.has_gate(), c.residual};
+    problem.epilogue = {c.residual && !c.has_gate(), c.has_gate(), c.residual, is_weighted(c.act.kind)};
     backward_plan = plan_batch_norm(problem, c.limits, c.tier);
   }
   bool possible() const { return forward_plan.possible() && backward_plan.possible(); }
@@ -93,6 +96,17 @@ struct FusedRun {
     for (size_t i = 0; i < count + 5; ++i) values.push_back(noise.next());
     values.erase(values.begin(), values.begin() + 5);  // not the noise that x is made of
     return values;
+  }
+
+  static std::vector<P> slope_values(const FusedCase& c) {
+    std::vector<P> values;
+    for (int64_t k = 0; k < (c.one_slope ? 1 : c.shape.channels); ++k) values.push_back(P(0.75 - 0.25 * double(k % 7)));
+    return values;
+  }
+  // act's parameter at element j.
+  double parameter_of(size_t j) const {
+    if (!is_weighted(c.act.kind)) return c.act.parameter;
+    return c.one_slope ? slopes[0] : slopes[channel_of(c.shape, j)];
   }
 
   ChannelValues values(Buffer<P>& buffer) { return {buffer.data(), std::is_same_v<P, float>}; }
@@ -108,9 +122,13 @@ struct FusedRun {
     }
     return s;
   }
-  Epilogue<T> epilogue() {
-    Epilogue<T> e;
+  SlopedEpilogue<T> epilogue() {
+    SlopedEpilogue<T> e;
     e.set_activations(c.pre_act, c.act);
+    if (is_weighted(c.act.kind)) {
+      e.slopes = values(slopes);
+      e.one_slope = c.one_slope;
+    }
     if (c.has_gate()) e.gate = gate.data();
     if (c.p > 0) {
       DropoutParameters dropout;
@@ -127,7 +145,7 @@ struct FusedRun {
     const std::string what = describe(testing::type_name<T>(), c);
     const Device device = testing::virtual_device();
     const BatchNormShape& shape = c.shape;
-    Epilogue<T> e = epilogue();
+    SlopedEpilogue<T> e = epilogue();
     if (c.residual) e.residual = residual.data();
     if (c.p > 0) e.state.used = used.data();
     e.shares_gates = forward_plan.shares_gates;
@@ -142,6 +160,7 @@ struct FusedRun {
     // What forward had, and backward needs.
     e = epilogue();
     if (c.residual) e.grad_residual = dresidual.data();
+    if (is_weighted(c.act.kind) && c.parameters) e.grad_slopes = values(dslopes);
     if (!c.has_gate()) {
       if (c.residual) e.residual = residual.data();
       e.bias = parameter(bias);
@@ -177,15 +196,16 @@ bool check(const FusedCase& c, const Schedule& schedule) {
     }
   }
   const Doubles n = normalised(of_values, s);
-  Doubles y(elements), dz(elements);
+  Doubles y(elements), dz(elements), dslopes(r.p.weight.size());
   for (size_t j = 0; j < elements; ++j) {
     const double z = n[j] + (c.residual ? r.residual_values[j] : 0.0);
     // Where rounding could decide about a kink, no gradient comes in.
     for (const double kink : {-3.0, 0.0, 3.0, 6.0})
       if (std::fabs(z - kink) < 1e-4) r.dy[j] = testing::from_double<T>(r.p.dy[j] = 0);
     const bool kept = is_kept(j, c.p);
-    y[j] = kept ? activate(c.act.kind, z, c.act.parameter) * scale : 0.0;
-    dz[j] = kept ? gradient(c.act.kind, r.p.dy[j] * scale, z, c.act.parameter) : 0.0;
+    y[j] = kept ? activate(c.act.kind, z, r.parameter_of(j)) * scale : 0.0;
+    dz[j] = kept ? gradient(c.act.kind, r.p.dy[j] * scale, z, r.parameter_of(j)) : 0.0;
+    if (kept) dslopes[channel_of(c.shape, j)] += slope_gradient(r.p.dy[j] * scale, z);
   }
   r.run(schedule);
 
@@ -209,6 +229,8 @@ bool check(const FusedCase& c, const Schedule& schedule) {
     const double terms = 1 + std::sqrt(double(c.shape.per_channel()));
     const double each = testing::epsilon<T>() * largest(dz) * terms;
     expect_close(r.dweight, g.dweight, 4 * each + tolerance<compute_t<T>>(g.dweight, 4 * terms), what + " dweight");
+    if (is_weighted(c.act.kind))
+      expect_close(r.dslopes, dslopes, tolerance<compute_t<T>>(dslopes, 8 * terms * amplification), what + " dslopes");
     expect_close(r.dbias, g.dbias, each + tolerance<compute_t<T>>(g.dbias, 4 * terms), what + " dbias");
   }
   return true;

@@ -18,6 +18,7 @@ const BatchNormShape kShapes[] = {{5, 3, 7, false},    {3, 4, 16, false}, {4, 1,
 const testing::Test activations("batch norm and activation: activations", [] {
   for (int kind = 0; kind < kActivationKinds; ++kind)
     for (const bool before : {false, true}) {
+      if (before && is_weighted(ActivationKind(kind))) continue;  // not by one kernel
       FusedCase c = {{3, 4, 16, false}};
       (before ? c.pre_act : c.act) = with_default(kind);
       for (const BatchNormShape& shape : {kShapes[0], kShapes[1], kShapes[5]})
@@ -32,7 +33,8 @@ const testing::Test activations("batch norm and activation: activations", [] {
 // Under a sanitizer some of them say nearly as much as all.
 std::vector<FusedCase> combinations() {
   const Activation relu = {ActivationKind::relu}, gelu = {ActivationKind::gelu_tanh},
-                   leaky = {ActivationKind::leaky_relu, 0.1}, silu = {ActivationKind::silu}, none = {};
+                   leaky = {ActivationKind::leaky_relu, 0.1}, silu = {ActivationKind::silu}, none = {},
+                   prelu = {ActivationKind::prelu};
   FusedCase plain = {{3, 4, 16, false}};
   std::vector<FusedCase> all;
   const auto add = [&](const Activation& pre_act, const Activation& act, bool residual, bool saves_gate, double p) {
@@ -49,6 +51,9 @@ std::vector<FusedCase> combinations() {
   add(leaky, silu, true, false, 0.25);
   add(none, none, true, false, 0.9);
   add(gelu, none, false, false, 1.0);
+  add(none, prelu, false, false, 0.25);
+  add(leaky, prelu, true, false, 0);
+  all.back().one_slope = true;
   for (size_t i = 0, count = all.size(); i < count; ++i) {
     FusedCase evaluation = all[i];
     evaluation.training = false;
@@ -144,19 +149,21 @@ const testing::Test special("batch norm and activation: what is dropped is 0, al
 });
 
 const testing::Test repeatable("batch norm and activation: repeatable bit for bit", [] {
-  for (const BatchNormShape& shape : {BatchNormShape{4, 1, 900, false}, BatchNormShape{300, 8, 4, true}}) {
-    const FusedCase c = {shape, {ActivationKind::leaky_relu, 0.1}, {ActivationKind::relu}, true, true, 0.25};
-    FusedRun<float> first(c);
-    first.run({});
-    for (const Schedule& schedule : testing::kernel_schedules()) {
-      FusedRun<float> r(c);
-      r.run(schedule);
-      const auto same = [](const auto& a, const auto& b) { return std::equal(a.begin(), a.end(), b.begin()); };
-      expect(same(first.y, r.y) && same(first.dx, r.dx) && same(first.dresidual, r.dresidual) &&
-                 same(first.gate, r.gate) && same(first.dweight, r.dweight),
-             describe("fp32", c) + " under " + to_string(schedule));
+  for (const BatchNormShape& shape : {BatchNormShape{4, 1, 900, false}, BatchNormShape{300, 8, 4, true}})
+    for (const ActivationKind act : {ActivationKind::relu, ActivationKind::prelu}) {
+      const FusedCase c = {shape, {ActivationKind::leaky_relu, 0.1}, {act}, true, true, 0.25};
+      FusedRun<float> first(c);
+      first.run({});
+      for (const Schedule& schedule : testing::kernel_schedules()) {
+        FusedRun<float> r(c);
+        r.run(schedule);
+        const auto same = [](const auto& a, const auto& b) { return std::equal(a.begin(), a.end(), b.begin()); };
+        expect(same(first.y, r.y) && same(first.dx, r.dx) && same(first.dresidual, r.dresidual) &&
+                   same(first.gate, r.gate) && same(first.dweight, r.dweight) &&
+                   (!is_weighted(act) || same(first.dslopes, r.dslopes)),
+               describe("fp32", c) + " under " + to_string(schedule));
+      }
     }
-  }
 });
 
 // Each tensor once, the residual's gradient and the gates included.

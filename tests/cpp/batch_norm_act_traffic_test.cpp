@@ -72,7 +72,8 @@ const testing::Test promised("batch norm and activation: the plan counts residua
   int sharing = 0, passes = 0;
   for (const Way& way : all)
     for (const BatchNormShape& shape : kShapes)
-      for (const ActivationKind act : {ActivationKind::relu, ActivationKind::silu, ActivationKind::identity})
+      for (const ActivationKind act :
+           {ActivationKind::relu, ActivationKind::silu, ActivationKind::prelu, ActivationKind::identity})
         for (const bool residual : {true, false})
           for (const bool training : {true, false}) {
             FusedCase c = {shape, {}, {act}, residual, true};
@@ -111,7 +112,18 @@ const testing::Test rules("batch norm and activation: what an epilogue moves", [
   expect_equal(told(ActivationKind::silu, true, false), "residual ", "silu forward");
   expect_equal(told(ActivationKind::silu, true, true), "residual gradient", "silu backward");
   expect_equal(told(ActivationKind::identity, true, true), "gradient", "sum backward");
+  expect_equal(told(ActivationKind::prelu, true, true), "residual gradient", "prelu backward");
   expect_equal(told(ActivationKind::relu, false, true), "", "no residual");
+});
+
+const testing::Test slopes("batch norm and activation: learned slopes are not for teams of blocks", [] {
+  for (const Tier tier : {Tier::grid, Tier::l2}) {
+    BatchNormProblem problem = {{256, 64, 112 * 112, false}, 2, true, BatchNormPass::train_backward, true};
+    expect(plan_batch_norm(problem, *typical_limits(90), tier).possible(), "without");
+    problem.epilogue = epilogue_traffic(ActivationKind::prelu, false, true);
+    expect_equal(plan_batch_norm(problem, *typical_limits(90), tier).refusal,
+                 "there are no registers for learned slopes", tier_name(tier));
+  }
 });
 
 }  // namespace

@@ -19,6 +19,11 @@ inline size_t at(const BatchNormShape& s, int64_t c, int64_t i) {
   return size_t((i / s.size * s.channels + c) * s.size + i % s.size);
 }
 
+// The channel of the element that lies at j.
+inline size_t channel_of(const BatchNormShape& s, size_t j) {
+  return (s.rows ? j : j / size_t(s.size)) % size_t(s.channels);
+}
+
 inline std::string describe(const BatchNormShape& s) {
   return std::string(s.rows ? "rows " : "planes ") + std::to_string(s.planes) + "x" + std::to_string(s.channels) + "x" +
          std::to_string(s.size);

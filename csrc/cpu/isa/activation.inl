@@ -41,6 +41,8 @@ FASTREG_HD void with_constant(ActivationKind kind, F&& f) {
       return f(KindConstant<K::sigmoid>());
     case K::tanh:
       return f(KindConstant<K::tanh>());
+    case K::prelu:
+      return;  // see prelu.inl
   }
 }
 

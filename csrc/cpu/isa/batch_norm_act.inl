@@ -32,6 +32,7 @@ class OfColumns {
 template <class T>
 class PlaneTiles {
  public:
+  static constexpr bool kInRows = false;
   template <class C>
   using Coefficient = OfChannel<C>;
 
@@ -77,6 +78,7 @@ class PlaneTiles {
 template <class T>
 class RowTiles {
  public:
+  static constexpr bool kInRows = true;
   template <class C>
   using Coefficient = OfColumns<C>;
 
@@ -352,7 +354,11 @@ void normalize_act(Tiles tiles, const T* x, T* y, const ForwardCoefficients<comp
     normalised.compute(tile);
     normalised.with([&](auto operand) { compute_argument(tiles, tile, operand, f, e.residual, z.values); });
     if (e.gates) write_gates(tile, e.act.kind, z.values, e.gates);
-    if (e.act.kind != ActivationKind::identity) activate_all(e.act, z.values, tile.size);
+    if (e.act.kind == ActivationKind::prelu) {
+      activate_by_channel(tiles, tile, e.slopes, z.values);
+    } else if (e.act.kind != ActivationKind::identity) {
+      activate_all(e.act, z.values, tile.size);
+    }
     store_dropped(tile, z.values, y, dropping(e));
   }
 }
@@ -379,10 +385,17 @@ class ArgumentGradient {
     if (e.act.kind == ActivationKind::identity) return;
     if (e.gates) return differentiate_gated(tile, e.act, e.gates, e.gate_bytes, dz.values);
     x.with([&](auto operand) { compute_argument(tiles, tile, operand, f, e.residual, z_.values); });
-    differentiate_all(e.act, z_.values, dz.values, tile.size);
+    if (e.act.kind == ActivationKind::prelu) {
+      differentiate_by_channel(tiles, tile, e.slopes, z_.values, dz.values);
+    } else {
+      differentiate_all(e.act, z_.values, dz.values, tile.size);
+    }
   }
 
   TileBuffer<C> dz;
+
+  // With prelu: the terms of its slope's gradient.
+  const C* slope_terms() const { return z_.values; }
 
  private:
   TileBuffer<C> z_;
@@ -393,6 +406,7 @@ void grad_sums_act(Tiles tiles, const T* dy, const T* x, const ForwardCoefficien
                    const Epilogue<T>& e, double* sums) {
   Normalised<T> normalised(x, e.pre_act);
   ArgumentGradient<Tiles, T> gradient;
+  TermSums<Tiles> slope_sums(e.slope_sums);
   const bool direct = is_direct(e);
   for (Tile tile; tiles(tile);) {
     if (direct) {
@@ -402,9 +416,11 @@ void grad_sums_act(Tiles tiles, const T* dy, const T* x, const ForwardCoefficien
       gradient.compute(tiles, tile, dy, normalised, f, e);
     }
     if (e.dz) store_tile(tile, gradient.dz.values, e.dz);
+    if (e.slope_sums) slope_sums.add(tile, gradient.slope_terms());
     normalised.with([&](auto operand) { tiles.add_grad_sums(tile, gradient.dz.values, operand, mean); });
   }
   tiles.finish(sums);
+  if (e.slope_sums) slope_sums.finish();
 }
 
 template <class Tiles, class T>

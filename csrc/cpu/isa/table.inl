@@ -10,6 +10,8 @@
 #include "activation.inl"
 #include "tile.inl"
 
+#include "prelu.inl"
+
 #include "act_dropout.inl"
 #include "batch_norm_act.inl"
 
