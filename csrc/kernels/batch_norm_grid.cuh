@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(256, 2)
       int number;
     };
     int next = 0;
-    walk.template for_each_fetched<is_fused<E>, kTogether<E, kInFlight, kInFlight>>(
+    walk.template for_each_fetched<is_fused<E>, kTogether<E, kInFlight, (V > 4 ? 3 : kInFlight)>>(
         [&](int64_t offset) -> Fetched {
           const auto* const from = reinterpret_cast<const Access*>(x + offset);
           const int number = next++;
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(256, 2)
   using Access = Vector<T, V>;
   using Channels = Walk<V, kRows>;
   constexpr int K = Channels::kChannels;
-  constexpr int kAtOnce = kTogether<E, (K > 4 ? kInFlight / 2 : kInFlight), (V * sizeof(T) < 16 ? 3 : 2)>;
+  constexpr int kAtOnce = kTogether<E, (K > 4 ? kInFlight / 2 : kInFlight)>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
   const Team<T, V, kRows> team{d, workspace};
   const GridScratch<GradSums<A>, BackwardStep<A>> scratch(shared, K, team.width);

@@ -71,9 +71,14 @@ __global__ void __launch_bounds__(256, 2)
   }
 }
 
+// Blocks of a multiprocessor that a fused kernel has the registers for; 0: what the compiler finds best, without
+// spills.
+template <int V, bool kRows, class E>
+constexpr int kNormalizeBlocks = is_fused<E> && V > 1 && (kRows || V > 4) ? (V > 4 ? 2 : 3) : 0;
+
 // num_batches_tracked, if not null, is incremented here: the kernel before has read it, in all its blocks.
 template <class T, int V, bool kRows, class E>
-__global__ void __launch_bounds__(256, is_fused<E> ? 2 : 0)
+__global__ void __launch_bounds__(256, kNormalizeBlocks<V, kRows, E>)
     batch_norm_normalize_kernel(const T* x, T* y, Division d, ChannelValues weight, ChannelValues bias,
                                 ChannelStatistics statistics, int64_t* num_batches_tracked, E epilogue) {
   using A = compute_t<T>;
