@@ -28,6 +28,7 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
                 features = x.to(memory_format=layout), 2, 0.3, state, index_map, transform
                 dropped.append(torch.ops.fastreg.feature_dropout(*features))
                 dropped.append(torch.ops.fastreg.feature_dropout(*features, x.flip(0)))
+    x = (torch.randint(-999, 1000, (6, 37, 12, 13)) / 256).to(dtype)
     for layout in (torch.contiguous_format, torch.channels_last):
         leaf = x.to(memory_format=layout, copy=True).requires_grad_()
         y = fastreg.functional.batch_norm(leaf, None, None, training=True)
@@ -40,7 +41,7 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
                 y = fastreg.functional.batch_norm_act(leaf, None, None, **keywords)
                 activated += [y.detach(), torch.autograd.grad(y, leaf, x.roll(1, 0), retain_graph=True)[0]]
                 if slope is not None:  # the mean of the terms, which is of their size
-                    activated.append(torch.autograd.grad(y, slope, x.roll(1, 0))[0] / (3 * 9 * 11))
+                    activated.append(torch.autograd.grad(y, slope, x.roll(1, 0))[0] / (6 * 12 * 13))
 for p in (0.3, 1e-5, (32768 * 65536 + 32768) / 2**32):  # enough elements for some 16 ties each
     dropped.append(torch.ops.fastreg.dropout(torch.ones(1 << 20), p, state))
 torch.save((fastreg.build_info()["instruction_set"], dropped, normalized, activated), sys.argv[1])
@@ -65,10 +66,11 @@ def test_same_as_the_best(tmp_path, best, capability, name):
     assert used == name or best[0] == used  # less than avx2 may be all there is
     for one, other in zip(dropped, best[1], strict=True):
         assert torch.equal(one, other)
-    # Fused multiply-adds round once where the baseline rounds twice. No type is wider than float64 for its sums.
-    for of_double, of_others, ours, of_best in ((4, 4, normalized, best[2]), (8, 3, activated, best[3])):
+    # Fused multiply-adds round once where the baseline rounds twice, and sums are rounded in another order. Residuals
+    # that take away most of what they are added to, and derivatives of activations, magnify that.
+    for units, ours, of_best in ((4, normalized, best[2]), (16, activated, best[3])):
         for one, other in zip(ours, of_best, strict=True):
-            tolerance = (of_double if one.dtype == torch.float64 else of_others) * torch.finfo(one.dtype).eps
+            tolerance = units * torch.finfo(one.dtype).eps
             torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 

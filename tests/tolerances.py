@@ -37,7 +37,7 @@ def assert_accurate(kind, value, of_torch, exact, summed=None):
     """value is as near to the exact result as torch's is (of_torch None: within the ulps alone).
 
     summed: where values are sums that may cancel, the sums of their terms' magnitudes. Trees of float32, as on CUDA,
-    err by an ulp or two of these; float64 sums, as on the CPU, hardly at all.
+    and sums of float64 over blocks of float32, as on the CPU, err by an ulp or two of these.
     """
     assert value.shape == exact.shape
     largest = exact.abs().max().item() if exact.numel() else 0.0

@@ -16,19 +16,22 @@ struct PlainWork {
   T* y;
   const Coefficients<C> zeros{1, p.layout.channels};
 
-  double start(int64_t c) const { return double(to_compute(x[p.layout.channels_last ? c : c * p.layout.size])); }
+  double value(int64_t i) const { return double(to_compute(x[i])); }
 
-  void moments(const Section& s, const double* centre, double* sums) const { gather_moments(s, x, centre, sums); }
+  void moments(const Section& s, const Look& look, const double* centre, double* sums) const {
+    gather_moments(s, look.how, x, centre, sums);
+  }
 
   void normalize(const Section& s, const ForwardCoefficients<C>& f) const {
     if (y != nullptr) normalize(s, x, f);
   }
 
-  void grad_sums(const Section& s, const ForwardCoefficients<C>&, const double* mean, double* sums) const {
+  void grad_sums(const Section& s, const Look& look, const ForwardCoefficients<C>&, const double* mean,
+                 double* sums) const {
     if (s.rows) {
-      kernels<T>().grad_sums_rows(dy, x, s.planes.channels, s.begin, s.end, mean, sums);
+      kernels<T>().grad_sums_rows(dy, x, s.planes.channels, s.begin, s.end, mean, sums, look.how);
     } else {
-      kernels<T>().grad_sums_planes(dy, x, s.planes, s.channel, s.begin, s.end, mean[s.channel], sums);
+      kernels<T>().grad_sums_planes(dy, x, s.planes, s.channel, s.begin, s.end, mean[s.channel], sums, look.how);
     }
   }
 

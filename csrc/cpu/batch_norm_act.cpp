@@ -63,22 +63,22 @@ struct FusedWork {
   SlopeSums* slope_sums;  // null: not wanted
   Epilogue<T> epilogue;
 
-  double start(int64_t c) const {
-    const C first = to_compute(x[p.layout.channels_last ? c : c * p.layout.size]);
-    return double(activate(epilogue.pre_act.kind, first, C(epilogue.pre_act.parameter)));
+  double value(int64_t i) const {
+    return double(activate(epilogue.pre_act.kind, to_compute(x[i]), C(epilogue.pre_act.parameter)));
   }
 
-  void moments(const Section& s, const double* centre, double* sums) const {
-    if (epilogue.pre_act.kind == ActivationKind::identity) return gather_moments(s, x, centre, sums);
-    kernels<T>().moments_act(s, x, epilogue.pre_act, centre, sums);
+  void moments(const Section& s, const Look& look, const double* centre, double* sums) const {
+    if (epilogue.pre_act.kind == ActivationKind::identity) return gather_moments(s, look.how, x, centre, sums);
+    kernels<T>().moments_act(s, x, epilogue.pre_act, centre, sums, look.how);
   }
   void normalize(const Section& s, const ForwardCoefficients<C>& f) const {
     kernels<T>().normalize_act(s, x, y, f, epilogue);
   }
-  void grad_sums(const Section& s, const ForwardCoefficients<C>& f, const double* mean, double* sums) const {
+  void grad_sums(const Section& s, const Look& look, const ForwardCoefficients<C>& f, const double* mean,
+                 double* sums) const {
     Epilogue<T> of_section = epilogue;
-    if (slope_sums) of_section.slope_sums = slope_sums->of(s);
-    kernels<T>().grad_sums_act(s, dy, x, f, mean, of_section, sums);
+    if (slope_sums && !look.again) of_section.slope_sums = slope_sums->of(s);
+    kernels<T>().grad_sums_act(s, dy, x, f, mean, of_section, sums, look.how);
   }
   void grad_input(const Section& s, const ForwardCoefficients<C>& f, const BackwardCoefficients<C>& b) const {
     if (epilogue.dz && b.mean_dy && epilogue.pre_act.kind == ActivationKind::identity) {

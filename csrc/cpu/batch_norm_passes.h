@@ -1,190 +1,87 @@
-// The passes of batch norm over memory: how the work is divided, and what is computed of channels between the passes.
-// How a channel's elements are divided depends on the shape alone, never on the number of threads, so neither does the
-// result.
-//
-// The passes themselves are a Work<T>'s, which knows the tensors of a call:
-//   start(c)                      a value that the channel's are not far from
-//   moments(section, centre, sums), normalize(section, forward)
-//   grad_sums(section, forward, mean, sums), grad_input(section, forward, backward)
+// The passes of batch norm over memory, and what is computed of channels between them. The passes themselves are a
+// Work<T>'s, which knows the tensors of a call:
+//   value(i)                      element i of what is normalised
+//   moments(section, look, centre, sums), normalize(section, forward)
+//   grad_sums(section, look, forward, mean, sums), grad_input(section, forward, backward)
 // do what the kernels of the same names do (kernels.h).
 #pragma once
 
-#include <ATen/Parallel.h>
+#include <cmath>
+#include <optional>
+#include <vector>
 
-#include <memory>
-
-#include "../batch_norm_operators.h"
 #include "../kernels/moments.h"
-#include "kernels.h"
+#include "batch_norm_partition.h"
 
 namespace fastreg::cpu {
 
 using at::Tensor;
 
-inline constexpr int64_t kChunk = 32768;    // elements that are worth another task
-inline constexpr int64_t kFewChannels = 8;  // so few channels are also divided within
-inline constexpr int64_t kMostChunks = 64;
-// Planes of fewer elements lie too far apart for what the processor reads ahead. Channels next to each other are then
-// worked through together, as many as stay in the second-level cache: their planes follow each other in memory.
-inline constexpr int64_t kShortPlane = 512;
-inline constexpr int64_t kGroupElements = 65536;
-inline constexpr int64_t kMostInGroup = 32;
-
-// How the elements are cut into tasks. In the planes layout a task is a group of channels, or of few channels a chunk
-// of one's elements, numbered channel-major; in the rows layout it is a chunk of rows.
-struct Partition {
-  ChannelLayout layout;
-  int64_t chunk, chunks;
-  bool sums_first;    // whether elements are read for sums before they are read again
-  int64_t group = 1;  // channels of a task
-  int64_t block;      // elements of a channel that follow each other before the next one of the group has its turn
-
-  Partition(const ChannelLayout& l, bool has_sums) : layout(l), sums_first(has_sums) {
-    const int64_t n = l.per_channel();
-    if (l.channels_last) {
-      // Whole vectors, from whole cache lines on, whatever the number of channels.
-      chunk = padded(std::max({int64_t(64), kChunk / l.channels, n / kMostChunks}));
-    } else {
-      chunk = l.channels < kFewChannels ? kChunk : n;
-    }
-    chunks = (n + chunk - 1) / chunk;
-    block = n;
-    if (task_is_group() && l.size < kShortPlane) {
-      const int64_t most = std::min({kMostInGroup, kGroupElements / n, l.channels / 16});
-      group = std::max<int64_t>(1, std::min(most, kTile / l.size));
-      if (group > 1) block = std::max<int64_t>(1, kTile / padded(l.size)) * l.size;
-    }
-  }
-
-  // Whether a task is whole channels: their elements can stay in the cache from one reading to the next.
-  bool task_is_group() const { return !layout.channels_last && chunks == 1; }
-  int64_t tasks() const {
-    if (layout.channels_last) return chunks;
-    return task_is_group() ? (layout.channels + group - 1) / group : chunks * layout.channels;
-  }
-  Planes planes() const { return {layout.channels, layout.size, sums_first && task_is_group(), group > 1}; }
-  // Of tasks that are chunks.
-  Section section(int64_t task) const {
-    const int64_t k = layout.channels_last ? task : task % chunks, c = layout.channels_last ? 0 : task / chunks;
-    return section(c, k * chunk, std::min((k + 1) * chunk, layout.per_channel()));
-  }
-  Section section(int64_t channel, int64_t begin, int64_t end) const {
-    return {layout.channels_last, planes(), channel, begin, end};
-  }
-
-  // f(first, last) over ranges of tasks.
-  template <class F>
-  void for_each(F&& f) const {
-    const int64_t elements = layout.per_channel() * layout.channels;
-    at::parallel_for(0, tasks(), std::max<int64_t>(1, kChunk * tasks() / elements), f);
-  }
-  // Of a task that is a group of channels: all of them together.
-  Section group_section(int64_t task) const {
-    const int64_t first = task * group, last = std::min(first + group, layout.channels);
-    Section all = section(first, 0, layout.per_channel());
-    all.together = last - first;
-    return all;
-  }
-  // f(section) for the sections, of one channel each, that one of several channels consists of.
-  template <class F>
-  void for_each_part(const Section& s, F&& f) const {
-    if (s.together == 1) return f(s);
-    for (int64_t begin = s.begin; begin < s.end; begin += block)
-      for (int64_t c = s.channel; c < s.channel + s.together; ++c) f(section(c, begin, std::min(begin + block, s.end)));
-  }
-  // f(section) for all elements, in any order.
-  template <class F>
-  void for_each_section(F&& f) const {
-    for_each([&](int64_t first, int64_t last) {
-      for (int64_t task = first; task < last; ++task) f(task_is_group() ? group_section(task) : section(task));
-    });
-  }
+// One reading of elements for their sums; again: whether they have been read for them before.
+struct Look {
+  Summation how;
+  bool again;
 };
 
-// `rows` arrays of padded(channels) values, zero to begin with.
-template <class V>
-class ChannelRows {
- public:
-  ChannelRows(int rows, int64_t channels) : pitch_(padded(channels)), values_(new V[size_t(rows * pitch_)]()) {}
-  V* operator[](int row) const { return values_.get() + row * pitch_; }
+// Few elements are in the cache: to sum them faster gains less than to sum them twice may cost. In short runs it gains
+// nothing.
+template <class T>
+Summation first_summation(const ChannelLayout& l) {
+  constexpr int64_t kMany = 512, kShortRun = 128;
+  const bool gains = l.per_channel() >= kMany && (l.channels_last || l.size >= kShortRun);
+  return gains && !std::is_same_v<T, double> ? Summation::fast : Summation::precise;
+}
 
- private:
-  int64_t pitch_;
-  std::unique_ptr<V[]> values_;
-};
+// Whether fast sums of d = x - centre are good for the moments: they have not overflowed, the mean is not so far from
+// the centre that it takes the variance's digits, and where squares may have been lost eps is more than they.
+inline bool are_trusted(double n, double sum, double sum_of_squares, double eps) {
+  const double mean = sum / n, variance = sum_of_squares / n - mean * mean;
+  const bool has_squares = sum_of_squares / n >= 0x1p-110 || eps >= 0x1p-66;
+  return std::isfinite(sum) && std::isfinite(sum_of_squares) && mean * mean <= 16 * variance && has_squares;
+}
+// The same of dy and dy (x - mean), of which the gradient takes the mean, times invstd.
+inline bool are_trusted_gradients(double sum, double sum_of_products, double invstd) {
+  return std::isfinite(sum) && std::isfinite(sum_of_products) && invstd <= 0x1p20;
+}
 
-// `rows` arrays of coefficients as kernels take them.
-template <class C>
-class Coefficients {
- public:
-  Coefficients(int rows, int64_t channels)
-      : rows_(rows), channels_(channels), pitch_(repeated(channels)), values_(new C[size_t(rows * pitch_)]()) {}
-  C* operator[](int row) const { return values_.get() + row * pitch_; }
-  // When those of all channels are there.
-  void repeat() const {
-    for (int row = 0; row < rows_; ++row)
-      for (int64_t c = channels_; c < pitch_; ++c) (*this)[row][c] = (*this)[row][c - channels_];
-  }
+// look(look, a, b) for the sums of channels from the first one on, and where doubts(c, a, b) of any once more, for
+// those of it alone.
+template <class LookAt, class Doubts>
+void look_once_or_twice(Summation how, int64_t first, int64_t last, double* a, double* b, LookAt&& look,
+                        Doubts&& doubts) {
+  look(Look{how, false}, a, b);
+  std::vector<int64_t> doubtful;
+  for (int64_t c = first; c < last; ++c)
+    if (doubts(c, a[c - first], b[c - first])) doubtful.push_back(c - first);
+  if (doubtful.empty()) return;
+  const ChannelRows<double> more(2, last - first);
+  look(Look{Summation::precise, true}, more[0], more[1]);
+  for (const int64_t i : doubtful) a[i] = more[0][i], b[i] = more[1][i];
+}
 
- private:
-  int rows_;
-  int64_t channels_, pitch_;
-  std::unique_ptr<C[]> values_;
-};
-
-// The two sums of every task: one pair of numbers in the planes layout, one pair of rows in the other.
-class PartialSums {
- public:
-  explicit PartialSums(const Partition& p)
-      : partition_(p),
-        pitch_(p.layout.channels_last ? padded(p.layout.channels) : 1),
-        values_(new double[size_t(2 * pitch_ * p.tasks())]) {}
-
-  double* of_task(int64_t task) const { return values_.get() + 2 * pitch_ * task; }
-
-  // Each channel's totals, added up in the order of the chunks.
-  void total(double* a, double* b) const {
-    const int64_t channels = partition_.layout.channels, chunks = partition_.chunks;
-    std::fill_n(a, channels, 0.0);
-    std::fill_n(b, channels, 0.0);
-    if (partition_.layout.channels_last) {
-      for (int64_t k = 0; k < chunks; ++k) add(of_task(k), of_task(k) + pitch_, channels, a, b);
-    } else {
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t k = 0; k < chunks; ++k) add(of_task(c * chunks + k), of_task(c * chunks + k) + 1, 1, a + c, b + c);
-    }
-  }
-
- private:
-  static void add(const double* from_a, const double* from_b, int64_t count, double* a, double* b) {
-    for (int64_t i = 0; i < count; ++i) a[i] += from_a[i], b[i] += from_b[i];
-  }
-
-  Partition partition_;
-  int64_t pitch_;
-  std::unique_ptr<double[]> values_;
-};
-
-// gather(section, sums) for all sections, of one channel each or of rows, then finish(first, last, sums, other sums) of
-// all channels, then write(section) for all elements. Where a task is a group of channels the three follow each other.
-// `looks` is how often to gather; refine(first, last, sums) comes between.
-template <class Gather, class Refine, class Finish, class Write>
-void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refine, Finish&& finish, Write&& write) {
+// begin(first, last) of all channels, then gather(section, look, sums) for all sections, of one channel each or of
+// rows, then finish(first, last, sums, other sums) of all channels, then write(section) for all elements. Where a task
+// is a group of channels these follow each other. how: how to gather first, or nothing if there is nothing to; doubts:
+// as above.
+template <class Begin, class Gather, class Doubts, class Finish, class Write>
+void in_two_passes(const Partition& p, std::optional<Summation> how, Begin&& begin, Gather&& gather, Doubts&& doubts,
+                   Finish&& finish, Write&& write) {
   if (p.task_is_group()) {
     p.for_each([&](int64_t first_task, int64_t last_task) {
       for (int64_t task = first_task; task < last_task; ++task) {
         const Section all = p.group_section(task);
         const int64_t first = all.channel, last = all.channel + all.together;
         double sums[2][kMostInGroup] = {};
-        for (int look = 0; look < looks; ++look) {
-          if (look > 0) refine(first, last, sums[0]);
-          std::fill_n(sums[0], 2 * kMostInGroup, 0.0);
+        begin(first, last);
+        const auto look = [&](const Look& l, double* a, double* b) {
           p.for_each_part(all, [&](const Section& section) {
             double more[2];
-            gather(section, more);
-            for (int i = 0; i < 2; ++i) sums[i][section.channel - first] += more[i];
+            gather(section, l, more);
+            a[section.channel - first] += more[0];
+            b[section.channel - first] += more[1];
           });
-        }
+        };
+        if (how) look_once_or_twice(*how, first, last, sums[0], sums[1], look, doubts);
         finish(first, last, sums[0], sums[1]);
         write(all);
       }
@@ -193,21 +90,41 @@ void in_two_passes(const Partition& p, int looks, Gather&& gather, Refine&& refi
   }
   const int64_t channels = p.layout.channels;
   const ChannelRows<double> totals(2, channels);
-  if (looks > 0) {
+  begin(0, channels);
+  if (how) {
     const PartialSums sums(p);
-    for (int look = 0; look < looks; ++look) {
-      if (look > 0) refine(0, channels, totals[0]);
+    const auto look = [&](const Look& l, double* a, double* b) {
       p.for_each([&](int64_t first, int64_t last) {
-        for (int64_t task = first; task < last; ++task) gather(p.section(task), sums.of_task(task));
+        for (int64_t task = first; task < last; ++task) gather(p.section(task), l, sums.of_task(task));
       });
-      sums.total(totals[0], totals[1]);
-    }
+      sums.total(a, b);
+    };
+    look_once_or_twice(*how, 0, channels, totals[0], totals[1], look, doubts);
   }
   finish(0, channels, totals[0], totals[1]);
   p.for_each([&](int64_t first, int64_t last) {
     for (int64_t task = last; task-- > first;)
       write(p.section(task));  // backwards: what was read last is still in the cache
   });
+}
+
+// Where channels' sums are to be centred. In the planes layout at their first values: for some channels that is far
+// from the mean, and they are looked at again. In the rows layout that would mean all, so it is the mean of some rows
+// from several places, so many that the mean of equal values is exact. centre is zero before.
+template <class T, class Work>
+void find_centres(const Partition& p, const Work& work, Summation how, int64_t first, int64_t last, double* centre) {
+  if (!p.layout.channels_last) {
+    for (int64_t c = first; c < last; ++c) centre[c] = work.value(c * p.layout.size);
+    return;
+  }
+  const int64_t places = how == Summation::fast ? 4 : 1, rows = places, n = p.layout.per_channel();
+  const ChannelRows<double> sums(2, last), means(1, last);
+  for (int64_t place = 0; place < places; ++place) {
+    const int64_t begin = n / places * place;
+    work.moments(p.section(0, begin, begin + rows), {Summation::precise, false}, centre, sums[0]);
+    for (int64_t c = first; c < last; ++c) means[0][c] += sums[0][c] / double(places * rows);
+  }
+  for (int64_t c = first; c < last; ++c) centre[c] = double(compute_t<T>(means[0][c]));
 }
 
 // f(c, element) for the elements of a parameter or statistic.
@@ -268,11 +185,11 @@ inline void read_statistics(const Statistics& statistics, int64_t channels, doub
 
 // The moments of x itself.
 template <class T>
-void gather_moments(const Section& s, const T* x, const double* centre, double* sums) {
+void gather_moments(const Section& s, Summation how, const T* x, const double* centre, double* sums) {
   if (s.rows) {
-    kernels<T>().moments_rows(x, s.planes.channels, s.begin, s.end, centre, sums);
+    kernels<T>().moments_rows(x, s.planes.channels, s.begin, s.end, centre, sums, how);
   } else {
-    kernels<T>().moments_planes(x, s.planes, s.channel, s.begin, s.end, centre[s.channel], sums);
+    kernels<T>().moments_planes(x, s.planes, s.channel, s.begin, s.end, centre[s.channel], sums, how);
   }
 }
 
@@ -303,26 +220,29 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
     using T = decltype(tag);
     using C = compute_t<T>;
     const auto work = make_work(tag, partition);
-    // What is known of the mean after the first look at a channel: any of its values does for a start.
-    for (int64_t c = 0; c < channels; ++c) centre[c] = work.start(c);
     const Coefficients<C> coefficients(4, channels);
     const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
     C* const saved = data<C>(statistics.stats);
+    const Summation how = first_summation<T>(layout);
 
-    // Double sums of doubles have no digits to spare: a second look, centred on the mean, restores those that the
-    // first one lost.
-    constexpr int kLooks = std::is_same_v<T, double> ? 2 : 1;
     in_two_passes(
-        partition, kLooks, [&](const Section& s, double* sums) { work.moments(s, centre, sums); },
-        [&](int64_t first, int64_t last, const double* sum) {
-          for (int64_t c = first; c < last; ++c) centre[c] += sum[c - first] / n;
+        partition, how,
+        [&](int64_t first, int64_t last) { find_centres<T>(partition, work, how, first, last, centre); },
+        [&](const Section& s, const Look& look, double* sums) { work.moments(s, look, centre, sums); },
+        [&](int64_t c, double sum, double sum_of_squares) {
+          if (!std::is_same_v<T, double>)
+            return how == Summation::fast && !are_trusted(n, sum, sum_of_squares, statistics.eps);
+          // Double sums of doubles have no digits to spare: a second look, centred on the mean, restores those that
+          // the first one lost.
+          centre[c] += sum / n;
+          return true;
         },
         [&](int64_t first, int64_t last, const double* sum, const double* sum_of_squares) {
           for (int64_t c = first; c < last; ++c) {
             const Moments<double> m = moments_from_sums(n, sum[c - first], sum_of_squares[c - first]);
             const double invstd = inverse_deviation(m.m2 / n, statistics.eps);
-            coefficients[0][c] = saved[c] = C(centre[c]);
-            coefficients[1][c] = saved[channels + c] = C(m.mean + (centre[c] - double(saved[c])));
+            coefficients[0][c] = saved[c] = C(centre[c] + m.mean);
+            coefficients[1][c] = saved[channels + c] = C((centre[c] - double(saved[c])) + m.mean);
             saved[2 * channels + c] = C(invstd);
             coefficients[2][c] = C(double(saved[2 * channels + c]) * w[c]);  // as backward has it
             coefficients[3][c] = C(b[c]);
@@ -398,7 +318,8 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
   read_values(affine.bias, channels, 0.0, b);
 
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
-    using C = compute_t<decltype(tag)>;
+    using T = decltype(tag);
+    using C = compute_t<T>;
     const auto work = make_work(tag, partition);
     const C* const means = has_means ? const_data<C>(statistics.grad_means) : nullptr;
     const Coefficients<C> coefficients(6, channels);
@@ -406,9 +327,14 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
     const BackwardCoefficients<C> backward = {coefficients[0], coefficients[1], coefficients[2],
                                               training ? coefficients[4] : nullptr, coefficients[5]};
 
+    const Summation how = first_summation<T>(layout);
+
     in_two_passes(
-        partition, need_sums ? 1 : 0, [&](const Section& s, double* sums) { work.grad_sums(s, forward, centre, sums); },
-        [](int64_t, int64_t, const double*) {},
+        partition, need_sums ? std::optional(how) : std::nullopt, [](int64_t, int64_t) {},
+        [&](const Section& s, const Look& look, double* sums) { work.grad_sums(s, look, forward, centre, sums); },
+        [&](int64_t c, double sum, double sum_of_products) {
+          return how == Summation::fast && !are_trusted_gradients(sum, sum_of_products, invstd[c]);
+        },
         [&](int64_t first, int64_t last, const double* sum, const double* sum_of_products) {
           for (int64_t c = first; c < last; ++c) {
             sum_dy[c] = sum[c - first];

@@ -13,7 +13,7 @@ namespace fastreg::cpu {
 using DropoutArguments = DropoutCall<RandomState>;
 
 // The length of an array of per-channel sums: whole vectors can be read and written at its end.
-constexpr int64_t padded(int64_t channels) { return (channels + 31) / 32 * 32; }
+constexpr int64_t padded(int64_t channels) { return (channels + 63) / 64 * 64; }
 
 // The length of an array of per-channel coefficients, over and over: a vector can start at any channel.
 constexpr int64_t repeated(int64_t channels) { return padded(channels + 31); }
@@ -80,7 +80,11 @@ struct ActDropout {
   FeatureMap features;
 };
 
-// All sums are taken in double. In the "rows" functions x is [rows, channels], the channels-last layout, centre and
+// How a sum of two is taken: in double, or in the compute type over blocks of some hundred elements, the blocks then in
+// double. The latter takes half the time, and overflows or cancels where the former would not.
+enum class Summation { fast, precise };
+
+// In the "rows" functions x is [rows, channels], the channels-last layout, centre and
 // mean are arrays of padded(channels), and sums are two of them; the range is of rows. In the "planes" functions the
 // range is of elements of one channel, or a section.
 template <class T>
@@ -96,16 +100,18 @@ struct Kernels {
                           const FeatureMap&, const DropTransform&);
 
   // sums = (sum of x - centre, sum of (x - centre)^2)
-  void (*moments_planes)(const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double centre, double* sums);
-  void (*moments_rows)(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums);
+  void (*moments_planes)(const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double centre, double* sums,
+                         Summation);
+  void (*moments_rows)(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums,
+                       Summation);
   void (*normalize_planes)(const T* x, T* y, const Section&, const ForwardCoefficients<C>&);
   void (*normalize_rows)(const T* x, T* y, int64_t channels, int64_t begin, int64_t end, const ForwardCoefficients<C>&);
 
   // sums = (sum of dy, sum of dy * (x - mean))
   void (*grad_sums_planes)(const T* dy, const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double mean,
-                           double* sums);
+                           double* sums, Summation);
   void (*grad_sums_rows)(const T* dy, const T* x, int64_t channels, int64_t begin, int64_t end, const double* mean,
-                         double* sums);
+                         double* sums, Summation);
   void (*grad_input_planes)(const T* dy, const T* x, T* dx, const Section&, const BackwardCoefficients<C>&);
   void (*grad_input_rows)(const T* dy, const T* x, T* dx, int64_t channels, int64_t begin, int64_t end,
                           const BackwardCoefficients<C>&);
@@ -113,10 +119,11 @@ struct Kernels {
   // The same four with what stands around batch norm. Backward computes z, the argument of act, as forward does, from
   // the same coefficients; dy stands for the gradient of y, of which that of z is made first.
   // sums = (sum of pre_act(x) - centre, sum of its square); centre, mean: an array, in either layout
-  void (*moments_act)(const Section&, const T* x, const Activation& pre_act, const double* centre, double* sums);
+  void (*moments_act)(const Section&, const T* x, const Activation& pre_act, const double* centre, double* sums,
+                      Summation);
   void (*normalize_act)(const Section&, const T* x, T* y, const ForwardCoefficients<C>&, const Epilogue<T>&);
   void (*grad_sums_act)(const Section&, const T* dy, const T* x, const ForwardCoefficients<C>&, const double* mean,
-                        const Epilogue<T>&, double* sums);
+                        const Epilogue<T>&, double* sums, Summation);
   // dx and dresidual may be null. Without mean_dy the statistics are constants: dx = dz * scale.
   void (*grad_input_act)(const Section&, const T* dy, const T* x, T* dx, T* dresidual, const ForwardCoefficients<C>&,
                          const BackwardCoefficients<C>&, const Epilogue<T>&);

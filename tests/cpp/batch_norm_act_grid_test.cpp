@@ -10,17 +10,11 @@ const Activation kNone = {}, kRelu = {ActivationKind::relu}, kLeaky = {Activatio
 
 // Each stage with and without each other one that it has to do with. Shapes are left to be set.
 std::vector<FusedCase> cases() {
-  std::vector<FusedCase> all;
-  const auto add = [&](const Activation& pre_act, const Activation& act, bool residual, bool saves_gate, double p) {
-    FusedCase c = {{}, pre_act, act, residual, saves_gate, p};
-    all.push_back(c);
+  std::vector<FusedCase> all = {
+      {{}, kNone, kRelu, true, true, 0},      {{}, kNone, kRelu, false, false, 0.5},
+      {{}, kLeaky, kSilu, true, false, 0.25}, {{}, kNone, kLeaky, true, true, 0.25},
+      {{}, kGelu, kNone, false, false, 0},    {{}, kNone, kNone, true, false, 0.9},
   };
-  add(kNone, kRelu, true, true, 0);
-  add(kNone, kRelu, false, false, 0.5);
-  add(kLeaky, kSilu, true, false, 0.25);
-  add(kNone, kLeaky, true, true, 0.25);
-  add(kGelu, kNone, false, false, 0);
-  add(kNone, kNone, true, false, 0.9);
   all.push_back(all[3]);
   all.back().parameters = false;
   all.push_back(all[0]);

@@ -35,24 +35,13 @@ std::vector<FusedCase> combinations() {
   const Activation relu = {ActivationKind::relu}, gelu = {ActivationKind::gelu_tanh},
                    leaky = {ActivationKind::leaky_relu, 0.1}, silu = {ActivationKind::silu}, none = {},
                    prelu = {ActivationKind::prelu};
-  FusedCase plain = {{3, 4, 16, false}};
-  std::vector<FusedCase> all;
-  const auto add = [&](const Activation& pre_act, const Activation& act, bool residual, bool saves_gate, double p) {
-    plain.pre_act = pre_act;
-    plain.act = act;
-    plain.residual = residual;
-    plain.saves_gate = saves_gate;
-    plain.p = p;
-    all.push_back(plain);
+  const BatchNormShape shape = {3, 4, 16, false};
+  std::vector<FusedCase> all = {
+      {shape, none, relu, false, false, 0.5},   {shape, none, relu, true, true, 0},
+      {shape, none, leaky, true, true, 0.25},   {shape, leaky, silu, true, false, 0.25},
+      {shape, none, none, true, false, 0.9},    {shape, gelu, none, false, false, 1.0},
+      {shape, none, prelu, false, false, 0.25}, {shape, leaky, prelu, true, false, 0},
   };
-  add(none, relu, false, false, 0.5);
-  add(none, relu, true, true, 0);
-  add(none, leaky, true, true, 0.25);
-  add(leaky, silu, true, false, 0.25);
-  add(none, none, true, false, 0.9);
-  add(gelu, none, false, false, 1.0);
-  add(none, prelu, false, false, 0.25);
-  add(leaky, prelu, true, false, 0);
   all.back().one_slope = true;
   for (size_t i = 0, count = all.size(); i < count; ++i) {
     FusedCase evaluation = all[i];

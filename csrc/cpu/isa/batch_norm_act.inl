@@ -27,14 +27,24 @@ class OfColumns {
   const C* values_;
 };
 
-// The tiles of a section in the planes layout, and sums over those of one channel. again: whether a pass before has
-// read x and dy.
-template <class T>
-class PlaneTiles {
- public:
+// What stages know of a layout.
+struct InPlanes {
   static constexpr bool kInRows = false;
   template <class C>
   using Coefficient = OfChannel<C>;
+};
+struct InRows {
+  static constexpr bool kInRows = true;
+  template <class C>
+  using Coefficient = OfColumns<C>;
+};
+
+// The tiles of a section in the planes layout, and sums over those of one channel, in S. again: whether a pass
+// before has read x and dy.
+template <class T, class S = double>
+class PlaneTiles {
+ public:
+  using Layout = InPlanes;
 
   PlaneTiles(const Section& s, bool again)
       : runs_(s),
@@ -60,27 +70,31 @@ class PlaneTiles {
 
   template <class U>
   void add_moments(const Tile& tile, Operand<U> x, const double* centre) {
-    for (const Piece& p : tile) add_run_moments(x[p], p.count, x.ahead(tile), centre[channel_], sums_);
+    for (const Piece& p : tile)
+      sums_.add(p.count, [&](int64_t i, int64_t count, LaneSums<S>& lanes) {
+        add_run_moments(x[p] + i, count, x.ahead(tile), centre[channel_], lanes);
+      });
   }
   template <class C, class U>
   void add_grad_sums(const Tile& tile, const C* dy, Operand<U> x, const double* mean) {
-    for (const Piece& p : tile) add_run_grad_sums(dy + p.at, 0, x[p], x.ahead(tile), p.count, mean[channel_], sums_);
+    for (const Piece& p : tile)
+      sums_.add(p.count, [&](int64_t i, int64_t count, LaneSums<S>& lanes) {
+        add_run_grad_sums(dy + p.at + i, 0, x[p] + i, x.ahead(tile), count, mean[channel_], lanes);
+      });
   }
-  void finish(double* sums) const { sums_.total(sums); }
+  void finish(double* sums) { sums_.total(sums); }
 
  private:
   Runs runs_;
   int64_t channel_, ahead_, again_ahead_;
-  LaneSums sums_;
+  RunSums<S> sums_;
 };
 
 // The same in the rows layout: tiles of some rows by some columns.
-template <class T>
+template <class T, class S = double>
 class RowTiles {
  public:
-  static constexpr bool kInRows = true;
-  template <class C>
-  using Coefficient = OfColumns<C>;
+  using Layout = InRows;
 
   explicit RowTiles(const Section& s, double* sums = nullptr)
       : channels_(s.planes.channels), row_(s.begin), end_(s.end), sums_(sums) {
@@ -97,7 +111,7 @@ class RowTiles {
     if (row_ >= end_) return false;
     columns_ = channels_ - column_ < kColumns ? channels_ - column_ : kColumns;
     if (column_ == 0) {
-      const int64_t most = kTile / padded(columns_);
+      const int64_t most = kTile / piece_pitch(columns_);
       rows_ = most < end_ - row_ ? most : end_ - row_;
     }
     tile.clear();
@@ -108,13 +122,13 @@ class RowTiles {
 
   template <class U>
   void add_moments(const Tile& tile, Operand<U> x, const double* centre) {
-    add_row_moments(x[tile.pieces[0]], pitch(x), rows_, columns_, 0, centre + column_, sums_ + column_,
-                    sums_ + padded(channels_) + column_);
+    add_row_moments<S>(x[tile.pieces[0]], pitch(x), rows_, columns_, 0, centre + column_, sums_ + column_,
+                       sums_ + padded(channels_) + column_);
   }
   template <class C, class U>
   void add_grad_sums(const Tile& tile, const C* dy, Operand<U> x, const double* mean) {
-    add_row_grad_sums(dy, padded(columns_), x[tile.pieces[0]], pitch(x), rows_, columns_, 0, mean + column_,
-                      sums_ + column_, sums_ + padded(channels_) + column_);
+    add_row_grad_sums<S>(dy, piece_pitch(columns_), x[tile.pieces[0]], pitch(x), rows_, columns_, 0, mean + column_,
+                         sums_ + column_, sums_ + padded(channels_) + column_);
   }
   void finish(double*) const {}
 
@@ -123,7 +137,7 @@ class RowTiles {
 
   template <class U>
   int64_t pitch(Operand<U> x) const {
-    return x.in_buffer ? padded(columns_) : channels_;
+    return x.in_buffer ? piece_pitch(columns_) : channels_;
   }
 
   int64_t channels_, row_, end_, column_ = 0, columns_ = 0, rows_ = 0;
@@ -138,7 +152,7 @@ FASTREG_HD Dropping<compute_t<T>> dropping(const Epilogue<T>& e) {
 }
 
 // z, the argument of act, of vectors of a tile. U: what is normalised, x or pre_act(x).
-template <class Tiles, class T, class U>
+template <class Layout, class T, class U>
 class Argument {
  public:
   using C = compute_t<T>;
@@ -161,14 +175,14 @@ class Argument {
   }
 
  private:
-  using Coefficient = typename Tiles::template Coefficient<C>;
+  using Coefficient = typename Layout::template Coefficient<C>;
   Operand<U> x_;
   const T* residual_;
   Coefficient centre_, delta_, scale_, shift_;
 };
 
 // dx of vectors of a tile, from dz.
-template <class Tiles, class C>
+template <class Layout, class C>
 class InputGradient {
  public:
   FASTREG_HD InputGradient(const Piece& piece, const BackwardCoefficients<C>& f)
@@ -185,28 +199,28 @@ class InputGradient {
   }
 
  private:
-  using Coefficient = typename Tiles::template Coefficient<C>;
+  using Coefficient = typename Layout::template Coefficient<C>;
   bool is_constant_;  // the statistics are constants
   Coefficient scale_, centre_, delta_, mean_dy_, slope_;
 };
 
-template <class Tiles, class T, class U>
-__attribute__((noinline)) void compute_argument(const Tiles&, const Tile& tile, Operand<U> x,
+template <class Layout, class T, class U>
+__attribute__((noinline)) void compute_argument(Layout, const Tile& tile, Operand<U> x,
                                                 const ForwardCoefficients<compute_t<T>>& f, const T* residual,
                                                 compute_t<T>* z) {
   for (const Piece& p : tile) {
-    const Argument<Tiles, T, U> argument(p, x, f, residual);
+    const Argument<Layout, T, U> argument(p, x, f, residual);
     for_each_vector<compute_t<T>>(
         p, [&](int i, auto whole, int rest) { store(z + p.at + i, argument(tile, p, i, whole, rest)); });
   }
 }
 
 // dz becomes dx.
-template <class Tiles, class C, class U>
-__attribute__((noinline)) void compute_input_gradient(const Tiles&, const Tile& tile, C* dz, Operand<U> x,
+template <class Layout, class C, class U>
+__attribute__((noinline)) void compute_input_gradient(Layout, const Tile& tile, C* dz, Operand<U> x,
                                                       const BackwardCoefficients<C>& f) {
   for (const Piece& p : tile) {
-    const InputGradient<Tiles, C> gradient(p, f);
+    const InputGradient<Layout, C> gradient(p, f);
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
       store(dz + p.at + i, gradient(i, load(dz + p.at + i), load_some(x[p] + i, whole, rest)));
     });
@@ -221,15 +235,15 @@ FASTREG_HD bool is_direct(const Epilogue<T>& e) {
          (e.act.kind == ActivationKind::identity || e.act.kind == ActivationKind::relu);
 }
 
-template <class Tiles, class T>
-__attribute__((noinline)) void normalize_directly(const Tiles&, const Tile& tile, const T* x, T* y,
+template <class Layout, class T>
+__attribute__((noinline)) void normalize_directly(Layout, const Tile& tile, const T* x, T* y,
                                                   const ForwardCoefficients<compute_t<T>>& f, const Epilogue<T>& e) {
   using C = compute_t<T>;
   const Dropping<C> drop = dropping(e);
   const bool is_relu = e.act.kind == ActivationKind::relu, writes_gates = e.gates != nullptr;
   BitWriter gates(e.gates);
   for (const Piece& p : tile) {
-    const Argument<Tiles, T, T> argument(p, in_memory(x), f, e.residual);
+    const Argument<Layout, T, T> argument(p, in_memory(x), f, e.residual);
     if (writes_gates) gates.seek(p.offset);
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
       prefetch_with(tile, y + p.offset + i);
@@ -243,7 +257,7 @@ __attribute__((noinline)) void normalize_directly(const Tiles&, const Tile& tile
 }
 
 // dz of vectors of a tile.
-template <class Tiles, class T>
+template <class Layout, class T>
 class DirectGradient {
  public:
   using C = compute_t<T>;
@@ -270,29 +284,29 @@ class DirectGradient {
  private:
   const Epilogue<T>& e_;
   const T* dy_;
-  Argument<Tiles, T, T> argument_;
+  Argument<Layout, T, T> argument_;
   Dropping<C> drop_;
   bool is_relu_, has_gates_;
 };
 
-template <class Tiles, class T>
-__attribute__((noinline)) void differentiate_directly(const Tiles&, const Tile& tile, const T* dy, const T* x,
+template <class Layout, class T>
+__attribute__((noinline)) void differentiate_directly(Layout, const Tile& tile, const T* dy, const T* x,
                                                       const ForwardCoefficients<compute_t<T>>& f, const Epilogue<T>& e,
                                                       compute_t<T>* dz) {
   for (const Piece& p : tile) {
-    const DirectGradient<Tiles, T> gradient(p, dy, x, f, e);
+    const DirectGradient<Layout, T> gradient(p, dy, x, f, e);
     for_each_vector<compute_t<T>>(
         p, [&](int i, auto whole, int rest) { store(dz + p.at + i, gradient(tile, p, i, whole, rest)); });
   }
 }
 
-template <class Tiles, class T>
-__attribute__((noinline)) void grad_input_directly(const Tiles&, const Tile& tile, const T* dy, const T* x, T* dx,
+template <class Layout, class T>
+__attribute__((noinline)) void grad_input_directly(Layout, const Tile& tile, const T* dy, const T* x, T* dx,
                                                    T* dresidual, const ForwardCoefficients<compute_t<T>>& f,
                                                    const BackwardCoefficients<compute_t<T>>& b, const Epilogue<T>& e) {
   for (const Piece& p : tile) {
-    const DirectGradient<Tiles, T> gradient(p, dy, x, f, e);
-    const InputGradient<Tiles, compute_t<T>> input_gradient(p, b);
+    const DirectGradient<Layout, T> gradient(p, dy, x, f, e);
+    const InputGradient<Layout, compute_t<T>> input_gradient(p, b);
     for_each_vector<compute_t<T>>(p, [&](int i, auto whole, int rest) {
       const int64_t at = p.offset + i;
       const auto dz = gradient(tile, p, i, whole, rest);
@@ -344,18 +358,19 @@ class Normalised {
 
 template <class Tiles, class T>
 void normalize_act(Tiles tiles, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f, const Epilogue<T>& e) {
+  constexpr typename Tiles::Layout layout;
   if (is_direct(e)) {
-    for (Tile tile; tiles(tile);) normalize_directly(tiles, tile, x, y, f, e);
+    for (Tile tile; tiles(tile);) normalize_directly(layout, tile, x, y, f, e);
     return;
   }
   Normalised<T> normalised(x, e.pre_act);
   TileBuffer<compute_t<T>> z;
   for (Tile tile; tiles(tile);) {
     normalised.compute(tile);
-    normalised.with([&](auto operand) { compute_argument(tiles, tile, operand, f, e.residual, z.values); });
+    normalised.with([&](auto operand) { compute_argument(layout, tile, operand, f, e.residual, z.values); });
     if (e.gates) write_gates(tile, e.act.kind, z.values, e.gates);
     if (e.act.kind == ActivationKind::prelu) {
-      activate_by_channel(tiles, tile, e.slopes, z.values);
+      activate_by_channel(layout, tile, e.slopes, z.values);
     } else if (e.act.kind != ActivationKind::identity) {
       activate_all(e.act, z.values, tile.size);
     }
@@ -374,19 +389,18 @@ void moments_act(Tiles tiles, const T* x, const Activation& pre_act, const doubl
 }
 
 // dz, the gradient of z, in a buffer.
-template <class Tiles, class T>
+template <class Layout, class T>
 class ArgumentGradient {
  public:
   using C = compute_t<T>;
 
-  void compute(const Tiles& tiles, const Tile& tile, const T* dy, Normalised<T>& x, const ForwardCoefficients<C>& f,
-               const Epilogue<T>& e) {
+  void compute(const Tile& tile, const T* dy, Normalised<T>& x, const ForwardCoefficients<C>& f, const Epilogue<T>& e) {
     load_dropped(tile, dy, dz.values, dropping(e));
     if (e.act.kind == ActivationKind::identity) return;
     if (e.gates) return differentiate_gated(tile, e.act, e.gates, e.gate_bytes, dz.values);
-    x.with([&](auto operand) { compute_argument(tiles, tile, operand, f, e.residual, z_.values); });
+    x.with([&](auto operand) { compute_argument(Layout(), tile, operand, f, e.residual, z_.values); });
     if (e.act.kind == ActivationKind::prelu) {
-      differentiate_by_channel(tiles, tile, e.slopes, z_.values, dz.values);
+      differentiate_by_channel(Layout(), tile, e.slopes, z_.values, dz.values);
     } else {
       differentiate_all(e.act, z_.values, dz.values, tile.size);
     }
@@ -404,16 +418,17 @@ class ArgumentGradient {
 template <class Tiles, class T>
 void grad_sums_act(Tiles tiles, const T* dy, const T* x, const ForwardCoefficients<compute_t<T>>& f, const double* mean,
                    const Epilogue<T>& e, double* sums) {
+  constexpr typename Tiles::Layout layout;
   Normalised<T> normalised(x, e.pre_act);
-  ArgumentGradient<Tiles, T> gradient;
-  TermSums<Tiles> slope_sums(e.slope_sums);
+  ArgumentGradient<typename Tiles::Layout, T> gradient;
+  TermSums<typename Tiles::Layout> slope_sums(e.slope_sums);
   const bool direct = is_direct(e);
   for (Tile tile; tiles(tile);) {
     if (direct) {
-      differentiate_directly(tiles, tile, dy, x, f, e, gradient.dz.values);
+      differentiate_directly(layout, tile, dy, x, f, e, gradient.dz.values);
     } else {
       normalised.compute(tile);
-      gradient.compute(tiles, tile, dy, normalised, f, e);
+      gradient.compute(tile, dy, normalised, f, e);
     }
     if (e.dz) store_tile(tile, gradient.dz.values, e.dz);
     if (e.slope_sums) slope_sums.add(tile, gradient.slope_terms());
@@ -427,19 +442,20 @@ template <class Tiles, class T>
 void grad_input_act(Tiles tiles, const T* dy, const T* x, T* dx, T* dresidual,
                     const ForwardCoefficients<compute_t<T>>& f, const BackwardCoefficients<compute_t<T>>& b,
                     const Epilogue<T>& e) {
+  constexpr typename Tiles::Layout layout;
   if (is_direct(e)) {
-    for (Tile tile; tiles(tile);) grad_input_directly(tiles, tile, dy, x, dx, dresidual, f, b, e);
+    for (Tile tile; tiles(tile);) grad_input_directly(layout, tile, dy, x, dx, dresidual, f, b, e);
     return;
   }
   Normalised<T> normalised(x, e.pre_act);
-  ArgumentGradient<Tiles, T> gradient;
+  ArgumentGradient<typename Tiles::Layout, T> gradient;
   auto* const dz = gradient.dz.values;
   for (Tile tile; tiles(tile);) {
     normalised.compute(tile);
-    gradient.compute(tiles, tile, dy, normalised, f, e);
+    gradient.compute(tile, dy, normalised, f, e);
     if (dresidual) store_tile(tile, dz, dresidual);
     if (!dx) continue;
-    normalised.with([&](auto operand) { compute_input_gradient(tiles, tile, dz, operand, b); });
+    normalised.with([&](auto operand) { compute_input_gradient(layout, tile, dz, operand, b); });
     normalised.differentiate(tile, dz);
     store_tile(tile, dz, dx);
   }
@@ -448,12 +464,16 @@ void grad_input_act(Tiles tiles, const T* dy, const T* x, T* dx, T* dresidual,
 // ---- The same for either layout ----
 
 template <class T>
-void moments_of_section(const Section& s, const T* x, const Activation& pre_act, const double* centre, double* sums) {
-  if (s.rows) {
-    moments_act(RowTiles<T>(s, sums), x, pre_act, centre, sums);
-  } else {
-    moments_act(PlaneTiles<T>(s, false), x, pre_act, centre, sums);
-  }
+void moments_of_section(const Section& s, const T* x, const Activation& pre_act, const double* centre, double* sums,
+                        Summation how) {
+  in_type<T>(how, [&](auto zero) {
+    using S = decltype(zero);
+    if (s.rows) {
+      moments_act(RowTiles<T, S>(s, sums), x, pre_act, centre, sums);
+    } else {
+      moments_act(PlaneTiles<T, S>(s, false), x, pre_act, centre, sums);
+    }
+  });
 }
 
 template <class T>
@@ -468,12 +488,15 @@ void normalize_section(const Section& s, const T* x, T* y, const ForwardCoeffici
 
 template <class T>
 void grad_sums_of_section(const Section& s, const T* dy, const T* x, const ForwardCoefficients<compute_t<T>>& f,
-                          const double* mean, const Epilogue<T>& e, double* sums) {
-  if (s.rows) {
-    grad_sums_act(RowTiles<T>(s, sums), dy, x, f, mean, e, sums);
-  } else {
-    grad_sums_act(PlaneTiles<T>(s, false), dy, x, f, mean, e, sums);
-  }
+                          const double* mean, const Epilogue<T>& e, double* sums, Summation how) {
+  in_type<T>(how, [&](auto zero) {
+    using S = decltype(zero);
+    if (s.rows) {
+      grad_sums_act(RowTiles<T, S>(s, sums), dy, x, f, mean, e, sums);
+    } else {
+      grad_sums_act(PlaneTiles<T, S>(s, false), dy, x, f, mean, e, sums);
+    }
+  });
 }
 
 template <class T>

@@ -1,14 +1,14 @@
 // prelu over a tile: the stages that know of which channel an element is, which those of other activations do not need
-// to. Tiles: PlaneTiles or RowTiles of batch_norm_act.inl.
+// to. Layout: InPlanes or InRows of batch_norm_act.inl.
 #pragma once
 
 namespace fastreg::cpu::FASTREG_ISA {
 
 // z = prelu(z)
-template <class Tiles, class C>
-__attribute__((noinline)) void activate_by_channel(const Tiles&, const Tile& tile, const C* slopes, C* z) {
+template <class Layout, class C>
+__attribute__((noinline)) void activate_by_channel(Layout, const Tile& tile, const C* slopes, C* z) {
   for (const Piece& p : tile) {
-    const typename Tiles::template Coefficient<C> slope(slopes, p.position);
+    const typename Layout::template Coefficient<C> slope(slopes, p.position);
     for_each_vector<C>(p, [&](int i, auto, int) {
       const vector_of<C> v = load(z + p.at + i);
       store(z + p.at + i, v > C(0) ? v : v * slope[i]);
@@ -17,10 +17,10 @@ __attribute__((noinline)) void activate_by_channel(const Tiles&, const Tile& til
 }
 
 // g = g prelu'(z), and z becomes the terms of the slope's gradient: g z where the slope counts, else 0.
-template <class Tiles, class C>
-__attribute__((noinline)) void differentiate_by_channel(const Tiles&, const Tile& tile, const C* slopes, C* z, C* g) {
+template <class Layout, class C>
+__attribute__((noinline)) void differentiate_by_channel(Layout, const Tile& tile, const C* slopes, C* z, C* g) {
   for (const Piece& p : tile) {
-    const typename Tiles::template Coefficient<C> slope(slopes, p.position);
+    const typename Layout::template Coefficient<C> slope(slopes, p.position);
     for_each_vector<C>(p, [&](int i, auto, int) {
       const vector_of<C> value = load(z + p.at + i), gradient = load(g + p.at + i);
       store(z + p.at + i, value > C(0) ? broadcast(C(0)) : gradient * value);
@@ -30,7 +30,7 @@ __attribute__((noinline)) void differentiate_by_channel(const Tiles&, const Tile
 }
 
 // One more sum per channel, in double, over what tiles hold in a buffer: of a section of one channel, or of rows.
-template <class Tiles>
+template <class Layout>
 class TermSums {
  public:
   // sums: of all channels; what is found is added to them.
@@ -42,23 +42,23 @@ class TermSums {
       channel_ = p.position;
       const C* const run = terms + p.at;
       int64_t i = 0;
-      if constexpr (Tiles::kInRows) {
+      if constexpr (Layout::kInRows) {
         for (; i < p.count; i += kF64) {
           double* const to = sums_ + channel_ + i;
-          store(to, load(to) + widen_up_to(run + i, p.count - i, 0.0));
+          store(to, load(to) + load_as<double>(run + i, p.count - i, 0.0));
         }
       } else {
-        for (; i + kStep <= p.count; i += kStep)
+        for (; i + kStep<double> <= p.count; i += kStep<double>)
           for (int k = 0; k < kParts; ++k) lanes_[k] += widen(run + i + k * kF64);
-        for_each_part(p.count - i,
-                      [&](int k, int64_t rest) { lanes_[k] += widen_up_to(run + i + k * kF64, rest, 0.0); });
+        for_each_part<double>(
+            p.count - i, [&](int k, int64_t rest) { lanes_[k] += load_as<double>(run + i + k * kF64, rest, 0.0); });
       }
     }
   }
 
   FASTREG_HD void finish() const {
-    if constexpr (Tiles::kInRows) return;
-    double lanes[kStep], sum = 0;
+    if constexpr (Layout::kInRows) return;
+    double lanes[kStep<double>], sum = 0;
     for (int k = 0; k < kParts; ++k) store(lanes + k * kF64, lanes_[k]);
     for (const double lane : lanes) sum += lane;
     sums_[channel_] += sum;

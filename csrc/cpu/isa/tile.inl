@@ -5,10 +5,7 @@
 
 namespace fastreg::cpu::FASTREG_ISA {
 
-constexpr int kPieceStep = 32;  // pieces start at multiples of it within a tile: whole vectors, whole steps of a sum
-
-template <class C>
-using vector_of = decltype(broadcast(C()));
+constexpr int kPieceStep = 32;  // pieces start at multiples of it within a tile: whole vectors
 
 // Elements that lie together: where in memory, where in the tile, and how many. position: where their coefficients
 // begin, the channel or the first column.
@@ -16,6 +13,9 @@ struct Piece {
   int64_t offset, position;
   int at, count;
 };
+
+// From a piece of so many elements to the next.
+FASTREG_HD int64_t piece_pitch(int64_t count) { return (count + kPieceStep - 1) / kPieceStep * kPieceStep; }
 
 struct Tile {
   Piece pieces[kTile / kPieceStep];
@@ -27,7 +27,7 @@ struct Tile {
   FASTREG_HD int64_t left() const { return kTile - size; }
   FASTREG_HD void add(int64_t offset, int64_t position, int64_t count) {
     pieces[number++] = {offset, position, size, int(count)};
-    size += int(count + kPieceStep - 1) / kPieceStep * kPieceStep;
+    size += int(piece_pitch(count));
   }
   FASTREG_HD const Piece* begin() const { return pieces; }
   FASTREG_HD const Piece* end() const { return pieces + number; }
