@@ -4,7 +4,9 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <memory>
+#include <numeric>
 
 #include "../batch_norm_operators.h"
 #include "kernels.h"
@@ -31,11 +33,15 @@ struct Partition {
 
   Partition(const ChannelLayout& l, bool has_sums) : layout(l), sums_first(has_sums) {
     const int64_t n = l.per_channel();
-    if (l.channels_last) {
-      // Whole vectors, from whole cache lines on, whatever the number of channels.
-      chunk = padded(std::max({int64_t(64), kChunk / l.channels, n / kMostChunks}));
-    } else {
+    if (!l.channels_last) {
       chunk = l.channels < kFewChannels ? kChunk : n;
+    } else if (has_sums) {
+      // As many chunks for each of two or four threads.
+      int64_t most = std::clamp(n / std::max<int64_t>(64, kChunk / l.channels), int64_t(1), kMostChunks);
+      if (most > 4) most = most / 4 * 4;
+      chunk = whole_lines((n + most - 1) / most);
+    } else {
+      chunk = whole_lines(kChunk / 4 / l.channels + 1);
     }
     chunks = (n + chunk - 1) / chunk;
     block = n;
@@ -46,6 +52,12 @@ struct Partition {
     }
   }
 
+  // So many rows or more, that begin and end with cache lines of the tensor.
+  int64_t whole_lines(int64_t rows) const {
+    constexpr int64_t kLine = 64;
+    const int64_t together = kLine / std::gcd(kLine, layout.channels);
+    return (rows + together - 1) / together * together;
+  }
   // Whether a task is whole channels: their elements can stay in the cache from one reading to the next.
   bool task_is_group() const { return !layout.channels_last && chunks == 1; }
   int64_t tasks() const {
