@@ -109,6 +109,7 @@ SHAPES = [
     ((2, 1, 250, 251), contiguous),
     ((5, 2), contiguous),
     ((300, 130), contiguous),  # rows: more columns than a tile has
+    ((40, 2100), contiguous),  # few rows: groups of columns
     ((9, 3, 33, 31), channels_last),
     ((4, 260, 7, 7), channels_last),
 ]
@@ -160,6 +161,35 @@ def test_shapes(shape, layout, act, pre_act, with_residual, p):
     exact = composed(x, residual, weight, bias, grad, keep, act, pre_act)
     for ours, expected in zip(call(x, residual, weight, bias, grad, p, act, pre_act, state), exact, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", [contiguous, channels_last])
+@pytest.mark.parametrize("pre_act", ["identity", "relu"])
+def test_sums_taken_twice(layout, pre_act):
+    """Of many values sums are first taken in float32. Those of channel 1 overflow, and only they count anew."""
+    torch.manual_seed(0)
+    x, grad = (torch.randn(6, 37, 12, 13) for _ in range(2))
+    scale = torch.ones(37).index_fill(0, torch.tensor(1), 1e25).view(-1, 1, 1)
+    results = []
+    for factor in (torch.ones(1), scale):
+        leaves = [layout(x * factor).requires_grad_(), torch.full((37,), 0.25, requires_grad=True)]
+        y = fastreg.functional.batch_norm_act(
+            leaves[0], None, None, training=True, act="prelu", act_weight=leaves[1], pre_act=pre_act
+        )
+        results.append([t.detach() for t in (y, *torch.autograd.grad(y, leaves, layout(grad * factor)))])
+    exact_x, slope = (
+        (x * scale).double().requires_grad_(),
+        torch.full((37,), 0.25, dtype=torch.float64).requires_grad_(),
+    )
+    z = torch.nn.functional.batch_norm(exact_x.relu() if pre_act == "relu" else exact_x, None, None, training=True)
+    y = torch.nn.functional.prelu(z, slope)
+    exact = [y.detach(), *torch.autograd.grad(y, (exact_x, slope), (grad * scale).double())]
+    for plain, ours, expected in zip(*results, exact, strict=True):
+        plain, ours, expected = (t if t.dim() == 1 else t.movedim(1, 0) for t in (plain, ours, expected))
+        for c in (0, 1, 36):
+            torch.testing.assert_close(ours[c].double(), expected[c], rtol=0, atol=2e-6 * expected[c].abs().max())
+        others = [0, *range(2, 37)]
+        assert torch.equal(plain[others], ours[others])
 
 
 @pytest.mark.parametrize(("shape", "layout"), SHAPES)

@@ -16,7 +16,7 @@ ops = torch.ops.fastreg
 STATE = torch.tensor([11, 24])
 EPS = 1e-5
 # Channels whose elements one block or task has, or several; planes and rows that do not divide into equal parts.
-SHAPES = [(4, 6, 5, 3), (40, 6), (3, 6, 8, 16), (2, 3, 61, 53), (300, 130), (5, 24, 7, 7)]
+SHAPES = [(4, 6, 5, 3), (40, 6), (3, 6, 8, 16), (2, 3, 61, 53), (300, 130), (40, 1100), (5, 24, 7, 7)]
 
 
 def slopes(kind, channels, dtype, device="cpu"):

@@ -19,36 +19,24 @@ struct PlainWork {
   double value(int64_t i) const { return double(to_compute(x[i])); }
 
   void moments(const Section& s, const Look& look, const double* centre, double* sums) const {
-    gather_moments(s, look.how, x, centre, sums);
+    kernels<T>().moments(s, x, centre, sums, look.how);
   }
 
   void normalize(const Section& s, const ForwardCoefficients<C>& f) const {
-    if (y != nullptr) normalize(s, x, f);
+    if (y != nullptr) kernels<T>().normalize(s, x, y, f);
   }
 
   void grad_sums(const Section& s, const Look& look, const ForwardCoefficients<C>&, const double* mean,
                  double* sums) const {
-    if (s.rows) {
-      kernels<T>().grad_sums_rows(dy, x, s.planes.channels, s.begin, s.end, mean, sums, look.how);
-    } else {
-      kernels<T>().grad_sums_planes(dy, x, s.planes, s.channel, s.begin, s.end, mean[s.channel], sums, look.how);
-    }
+    kernels<T>().grad_sums(s, dy, x, mean, sums, look.how);
   }
 
   void grad_input(const Section& s, const ForwardCoefficients<C>&, const BackwardCoefficients<C>& f) const {
     if (y == nullptr) return;
     if (f.mean_dy == nullptr) {
-      normalize(s, dy, {zeros[0], zeros[0], f.scale, zeros[0]});
+      kernels<T>().normalize(s, dy, y, {zeros[0], zeros[0], f.scale, zeros[0]});
     } else {
-      input_gradient(s, dy, x, y, f);
-    }
-  }
-
-  void normalize(const Section& s, const T* from, const ForwardCoefficients<C>& f) const {
-    if (s.rows) {
-      kernels<T>().normalize_rows(from, y, s.planes.channels, s.begin, s.end, f);
-    } else {
-      kernels<T>().normalize_planes(from, y, s, f);
+      kernels<T>().grad_input(s, dy, x, y, f);
     }
   }
 };

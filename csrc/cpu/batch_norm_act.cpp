@@ -68,7 +68,7 @@ struct FusedWork {
   }
 
   void moments(const Section& s, const Look& look, const double* centre, double* sums) const {
-    if (epilogue.pre_act.kind == ActivationKind::identity) return gather_moments(s, look.how, x, centre, sums);
+    if (epilogue.pre_act.kind == ActivationKind::identity) return kernels<T>().moments(s, x, centre, sums, look.how);
     kernels<T>().moments_act(s, x, epilogue.pre_act, centre, sums, look.how);
   }
   void normalize(const Section& s, const ForwardCoefficients<C>& f) const {
@@ -82,7 +82,7 @@ struct FusedWork {
   }
   void grad_input(const Section& s, const ForwardCoefficients<C>& f, const BackwardCoefficients<C>& b) const {
     if (epilogue.dz && b.mean_dy && epilogue.pre_act.kind == ActivationKind::identity) {
-      input_gradient(s, epilogue.dz, x, dx, b);
+      kernels<T>().grad_input(s, epilogue.dz, x, dx, b);
     } else if (epilogue.dz) {
       Epilogue<T> rest{};
       rest.pre_act = epilogue.pre_act;

@@ -22,56 +22,54 @@ inline constexpr int64_t kShortPlane = 512;
 inline constexpr int64_t kGroupElements = 65536;
 inline constexpr int64_t kMostInGroup = 32;
 
-// How the elements are cut into tasks. In the planes layout a task is a group of channels, or of few channels a chunk
-// of one's elements, numbered channel-major; in the rows layout it is a chunk of rows.
+// Of so few rows each column is worked through as a whole, columns next to each other together.
+inline constexpr int64_t kFewRows = 128;
+
+// How the elements are cut into tasks: where a channel's elements can stay in the cache from one reading to the next,
+// all those of a group of channels, else chunks of them: in the rows layout of rows, in the planes layout, where
+// channels are few, of one channel's elements, numbered channel-major.
 struct Partition {
   ChannelLayout layout;
+  bool sums_first;  // whether elements are read for sums before they are read again
   int64_t chunk, chunks;
-  bool sums_first;    // whether elements are read for sums before they are read again
   int64_t group = 1;  // channels of a task
   int64_t block;      // elements of a channel that follow each other before the next one of the group has its turn
 
   Partition(const ChannelLayout& l, bool has_sums) : layout(l), sums_first(has_sums) {
     const int64_t n = l.per_channel();
-    if (!l.channels_last) {
-      chunk = l.channels < kFewChannels ? kChunk : n;
-    } else if (has_sums) {
-      // As many chunks for each of two or four threads.
-      int64_t most = std::clamp(n / std::max<int64_t>(64, kChunk / l.channels), int64_t(1), kMostChunks);
-      if (most > 4) most = most / 4 * 4;
-      chunk = whole_lines((n + most - 1) / most);
+    if (l.channels_last) {
+      chunk = chunk_of_rows();
+      group = n > chunk ? l.channels : columns_of_task();
     } else {
-      chunk = whole_lines(kChunk / 4 / l.channels + 1);
+      chunk = l.channels < kFewChannels ? kChunk : n;
     }
     chunks = (n + chunk - 1) / chunk;
     block = n;
-    if (task_is_group() && l.size < kShortPlane) {
+    if (!l.channels_last && chunks == 1 && l.size < kShortPlane) {
       const int64_t most = std::min({kMostInGroup, kGroupElements / n, l.channels / 16});
       group = std::max<int64_t>(1, std::min(most, kTile / l.size));
       if (group > 1) block = std::max<int64_t>(1, kTile / padded(l.size)) * l.size;
     }
   }
 
-  // So many rows or more, that begin and end with cache lines of the tensor.
-  int64_t whole_lines(int64_t rows) const {
-    constexpr int64_t kLine = 64;
-    const int64_t together = kLine / std::gcd(kLine, layout.channels);
-    return (rows + together - 1) / together * together;
-  }
-  // Whether a task is whole channels: their elements can stay in the cache from one reading to the next.
-  bool task_is_group() const { return !layout.channels_last && chunks == 1; }
+  bool task_is_group() const { return chunks == 1; }
   int64_t tasks() const {
-    if (layout.channels_last) return chunks;
-    return task_is_group() ? (layout.channels + group - 1) / group : chunks * layout.channels;
+    return task_is_group() ? (layout.channels + group - 1) / group
+                           : chunks * (layout.channels_last ? 1 : layout.channels);
   }
   Planes planes() const { return {layout.channels, layout.size, sums_first && task_is_group(), group > 1}; }
   // Of tasks that are chunks.
   Section section(int64_t task) const {
     const int64_t k = layout.channels_last ? task : task % chunks, c = layout.channels_last ? 0 : task / chunks;
-    return section(c, k * chunk, std::min((k + 1) * chunk, layout.per_channel()));
+    return section(c, c + group, k * chunk, std::min((k + 1) * chunk, layout.per_channel()));
   }
-  Section section(int64_t channel, int64_t begin, int64_t end) const {
-    return {layout.channels_last, planes(), channel, begin, end};
+  // Of channels from the first to before the last.
+  Section section(int64_t first, int64_t last, int64_t begin, int64_t end) const {
+    return {layout.channels_last, planes(), first, begin, end, last - first};
+  }
+  // Of a task that is a group of channels: all of them together.
+  Section group_section(int64_t task) const {
+    return section(task * group, std::min((task + 1) * group, layout.channels), 0, layout.per_channel());
   }
 
   // f(first, last) over ranges of tasks.
@@ -80,19 +78,13 @@ struct Partition {
     const int64_t elements = layout.per_channel() * layout.channels;
     at::parallel_for(0, tasks(), std::max<int64_t>(1, kChunk * tasks() / elements), f);
   }
-  // Of a task that is a group of channels: all of them together.
-  Section group_section(int64_t task) const {
-    const int64_t first = task * group, last = std::min(first + group, layout.channels);
-    Section all = section(first, 0, layout.per_channel());
-    all.together = last - first;
-    return all;
-  }
-  // f(section) for the sections, of one channel each, that one of several channels consists of.
+  // f(section) for the sections, of one channel each, that one of several channels consists of, in the planes layout.
   template <class F>
   void for_each_part(const Section& s, F&& f) const {
     if (s.together == 1) return f(s);
     for (int64_t begin = s.begin; begin < s.end; begin += block)
-      for (int64_t c = s.channel; c < s.channel + s.together; ++c) f(section(c, begin, std::min(begin + block, s.end)));
+      for (int64_t c = s.channel; c < s.channel + s.together; ++c)
+        f(section(c, c + 1, begin, std::min(begin + block, s.end)));
   }
   // f(section) for all elements, in any order.
   template <class F>
@@ -100,6 +92,31 @@ struct Partition {
     for_each([&](int64_t first, int64_t last) {
       for (int64_t task = first; task < last; ++task) f(task_is_group() ? group_section(task) : section(task));
     });
+  }
+
+ private:
+  // Begins and ends with cache lines of the tensor.
+  int64_t chunk_of_rows() const {
+    const int64_t n = layout.per_channel(), channels = layout.channels;
+    if (sums_first && n <= kFewRows) return n;
+    int64_t rows = kChunk / 4 / channels + 1;
+    if (sums_first) {
+      // As many chunks for each of two or four threads.
+      int64_t most = std::clamp(n / std::max<int64_t>(64, kChunk / channels), int64_t(1), kMostChunks);
+      if (most > 4) most = most / 4 * 4;
+      rows = (n + most - 1) / most;
+    }
+    constexpr int64_t kLine = 64;
+    const int64_t together = kLine / std::gcd(kLine, channels);
+    return (rows + together - 1) / together * together;
+  }
+  // Whole cache lines, and eight tasks where there is work for them.
+  int64_t columns_of_task() const {
+    const int64_t n = layout.per_channel(), channels = layout.channels;
+    int64_t columns = 64;
+    while (columns < channels && columns * n < kChunk && (columns * 8 < channels || channels * n < 2 * kChunk))
+      columns *= 2;
+    return std::min(columns, channels);
   }
 };
 

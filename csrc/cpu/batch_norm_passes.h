@@ -44,67 +44,65 @@ inline bool are_trusted_gradients(double sum, double sum_of_products, double inv
   return std::isfinite(sum) && std::isfinite(sum_of_products) && invstd <= 0x1p20;
 }
 
-// look(look, a, b) for the sums of channels from the first one on, and where doubts(c, a, b) of any once more, for
-// those of it alone.
+// look(look, sums) for two rows of sums of channels from the first one on, and where doubts(c, sum, other sum) of any
+// once more, for those of it alone.
 template <class LookAt, class Doubts>
-void look_once_or_twice(Summation how, int64_t first, int64_t last, double* a, double* b, LookAt&& look,
+void look_once_or_twice(Summation how, int64_t first, int64_t last, const ChannelRows<double>& sums, LookAt&& look,
                         Doubts&& doubts) {
-  look(Look{how, false}, a, b);
+  look(Look{how, false}, sums);
   std::vector<int64_t> doubtful;
   for (int64_t c = first; c < last; ++c)
-    if (doubts(c, a[c - first], b[c - first])) doubtful.push_back(c - first);
+    if (doubts(c, sums[0][c - first], sums[1][c - first])) doubtful.push_back(c - first);
   if (doubtful.empty()) return;
-  const ChannelRows<double> more(2, last - first);
-  look(Look{Summation::precise, true}, more[0], more[1]);
-  for (const int64_t i : doubtful) a[i] = more[0][i], b[i] = more[1][i];
+  const ChannelRows<double> again(2, last - first);
+  look(Look{Summation::precise, true}, again);
+  for (const int64_t i : doubtful) sums[0][i] = again[0][i], sums[1][i] = again[1][i];
 }
 
 // begin(first, last) of all channels, then gather(section, look, sums) for all sections, of one channel each or of
 // rows, then finish(first, last, sums, other sums) of all channels, then write(section) for all elements. Where a task
-// is a group of channels these follow each other. how: how to gather first, or nothing if there is nothing to; doubts:
-// as above.
+// is all elements of some channels these follow each other. how: how to gather first, or nothing if there is nothing
+// to; doubts: as above.
 template <class Begin, class Gather, class Doubts, class Finish, class Write>
 void in_two_passes(const Partition& p, std::optional<Summation> how, Begin&& begin, Gather&& gather, Doubts&& doubts,
                    Finish&& finish, Write&& write) {
+  const int64_t channels = p.layout.channels;
+  const auto passes = [&](int64_t first, int64_t last, auto&& look, auto&& write_all) {
+    const ChannelRows<double> sums(2, last - first);
+    begin(first, last);
+    if (how) look_once_or_twice(*how, first, last, sums, look, doubts);
+    finish(first, last, sums[0], sums[1]);
+    write_all();
+  };
   if (p.task_is_group()) {
-    p.for_each([&](int64_t first_task, int64_t last_task) {
+    return p.for_each([&](int64_t first_task, int64_t last_task) {
       for (int64_t task = first_task; task < last_task; ++task) {
         const Section all = p.group_section(task);
-        const int64_t first = all.channel, last = all.channel + all.together;
-        double sums[2][kMostInGroup] = {};
-        begin(first, last);
-        const auto look = [&](const Look& l, double* a, double* b) {
+        const auto look = [&](const Look& l, const ChannelRows<double>& sums) {
+          if (all.rows) return gather(all, l, sums[0]);
           p.for_each_part(all, [&](const Section& section) {
             double more[2];
             gather(section, l, more);
-            a[section.channel - first] += more[0];
-            b[section.channel - first] += more[1];
+            for (int i = 0; i < 2; ++i) sums[i][section.channel - all.channel] += more[i];
           });
         };
-        if (how) look_once_or_twice(*how, first, last, sums[0], sums[1], look, doubts);
-        finish(first, last, sums[0], sums[1]);
-        write(all);
+        passes(all.channel, all.channel + all.together, look, [&] { write(all); });
       }
     });
-    return;
   }
-  const int64_t channels = p.layout.channels;
-  const ChannelRows<double> totals(2, channels);
-  begin(0, channels);
-  if (how) {
-    const PartialSums sums(p);
-    const auto look = [&](const Look& l, double* a, double* b) {
-      p.for_each([&](int64_t first, int64_t last) {
-        for (int64_t task = first; task < last; ++task) gather(p.section(task), l, sums.of_task(task));
-      });
-      sums.total(a, b);
-    };
-    look_once_or_twice(*how, 0, channels, totals[0], totals[1], look, doubts);
-  }
-  finish(0, channels, totals[0], totals[1]);
-  p.for_each([&](int64_t first, int64_t last) {
-    for (int64_t task = last; task-- > first;)
-      write(p.section(task));  // backwards: what was read last is still in the cache
+  std::optional<PartialSums> partial;
+  if (how) partial.emplace(p);
+  const auto look = [&](const Look& l, const ChannelRows<double>& sums) {
+    p.for_each([&](int64_t first, int64_t last) {
+      for (int64_t task = first; task < last; ++task) gather(p.section(task), l, partial->of_task(task));
+    });
+    partial->total(sums[0], sums[1]);
+  };
+  passes(0, channels, look, [&] {
+    p.for_each([&](int64_t first, int64_t last) {
+      for (int64_t task = last; task-- > first;)
+        write(p.section(task));  // backwards: what was read last is still in the cache
+    });
   });
 }
 
@@ -118,13 +116,13 @@ void find_centres(const Partition& p, const Work& work, Summation how, int64_t f
     return;
   }
   const int64_t places = how == Summation::fast ? 4 : 1, rows = places, n = p.layout.per_channel();
-  const ChannelRows<double> sums(2, last), means(1, last);
+  const ChannelRows<double> sums(2, last - first), means(1, last - first);
   for (int64_t place = 0; place < places; ++place) {
     const int64_t begin = n / places * place;
-    work.moments(p.section(0, begin, begin + rows), {Summation::precise, false}, centre, sums[0]);
-    for (int64_t c = first; c < last; ++c) means[0][c] += sums[0][c] / double(places * rows);
+    work.moments(p.section(first, last, begin, begin + rows), {Summation::precise, false}, centre, sums[0]);
+    for (int64_t i = 0; i < last - first; ++i) means[0][i] += sums[0][i] / double(places * rows);
   }
-  for (int64_t c = first; c < last; ++c) centre[c] = double(compute_t<T>(means[0][c]));
+  for (int64_t c = first; c < last; ++c) centre[c] = double(compute_t<T>(means[0][c - first]));
 }
 
 // f(c, element) for the elements of a parameter or statistic.
@@ -183,26 +181,6 @@ inline void read_statistics(const Statistics& statistics, int64_t channels, doub
   for (int64_t c = 0; c < channels; ++c) invstd[c] = inverse_deviation(invstd[c], statistics.eps);
 }
 
-// The moments of x itself.
-template <class T>
-void gather_moments(const Section& s, Summation how, const T* x, const double* centre, double* sums) {
-  if (s.rows) {
-    kernels<T>().moments_rows(x, s.planes.channels, s.begin, s.end, centre, sums, how);
-  } else {
-    kernels<T>().moments_planes(x, s.planes, s.channel, s.begin, s.end, centre[s.channel], sums, how);
-  }
-}
-
-// dx where the statistics are not constants.
-template <class T>
-void input_gradient(const Section& s, const T* dy, const T* x, T* dx, const BackwardCoefficients<compute_t<T>>& f) {
-  if (s.rows) {
-    kernels<T>().grad_input_rows(dy, x, dx, s.planes.channels, s.begin, s.end, f);
-  } else {
-    kernels<T>().grad_input_planes(dy, x, dx, s, f);
-  }
-}
-
 // Training. make_work(T{}, partition) gives the Work<T>.
 template <class MakeWork>
 void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine, const Statistics& statistics,
@@ -249,7 +227,7 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
             mean[c] += m.mean;
             variance[c] = m.m2 / (n - 1);
           }
-          if (layout.channels_last) coefficients.repeat();
+          if (last - first == channels) coefficients.repeat();
         },
         [&](const Section& s) { work.normalize(s, forward); });
   });
@@ -344,7 +322,7 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
             coefficients[4][c] = C(mean_dy);
             coefficients[5][c] = C(mean_dy_x_hat * invstd[c]);
           }
-          if (layout.channels_last) coefficients.repeat();
+          if (last - first == channels) coefficients.repeat();
         },
         [&](const Section& s) { work.grad_input(s, forward, backward); });
   });

@@ -40,14 +40,14 @@ struct Planes {
 // Elements that fused kernels work on at a time.
 constexpr int64_t kTile = 1024;
 
-// A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, in the rows
-// layout a range of rows, of planes.channels elements each. together: the same range, of whole planes then, of so many
-// channels next to each other, plane by plane.
+// A part of a tensor's elements that one thread works through: in the planes layout a range of a channel's, or the same
+// range, of whole planes then, of several channels next to each other, plane by plane; in the rows layout a range of
+// rows, of planes.channels elements each, and in each of them the elements of these channels.
 struct Section {
   bool rows;
   Planes planes;
   int64_t channel, begin, end;
-  int64_t together = 1;
+  int64_t together;  // channels from the first one, `channel`, on
 };
 
 // What stands around batch norm: y = dropout(act(batch_norm(pre_act(x)) + residual)). Pointers are to whole tensors, in
@@ -84,9 +84,8 @@ struct ActDropout {
 // double. The latter takes half the time, and overflows or cancels where the former would not.
 enum class Summation { fast, precise };
 
-// In the "rows" functions x is [rows, channels], the channels-last layout, centre and
-// mean are arrays of padded(channels), and sums are two of them; the range is of rows. In the "planes" functions the
-// range is of elements of one channel, or a section.
+// centre, mean: arrays of all channels, padded. sums: two arrays of padded(together), or two numbers in the planes
+// layout, where sums are those of one channel.
 template <class T>
 struct Kernels {
   using C = compute_t<T>;
@@ -100,25 +99,15 @@ struct Kernels {
                           const FeatureMap&, const DropTransform&);
 
   // sums = (sum of x - centre, sum of (x - centre)^2)
-  void (*moments_planes)(const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double centre, double* sums,
-                         Summation);
-  void (*moments_rows)(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums,
-                       Summation);
-  void (*normalize_planes)(const T* x, T* y, const Section&, const ForwardCoefficients<C>&);
-  void (*normalize_rows)(const T* x, T* y, int64_t channels, int64_t begin, int64_t end, const ForwardCoefficients<C>&);
-
+  void (*moments)(const Section&, const T* x, const double* centre, double* sums, Summation);
+  void (*normalize)(const Section&, const T* x, T* y, const ForwardCoefficients<C>&);
   // sums = (sum of dy, sum of dy * (x - mean))
-  void (*grad_sums_planes)(const T* dy, const T* x, Planes, int64_t channel, int64_t begin, int64_t end, double mean,
-                           double* sums, Summation);
-  void (*grad_sums_rows)(const T* dy, const T* x, int64_t channels, int64_t begin, int64_t end, const double* mean,
-                         double* sums, Summation);
-  void (*grad_input_planes)(const T* dy, const T* x, T* dx, const Section&, const BackwardCoefficients<C>&);
-  void (*grad_input_rows)(const T* dy, const T* x, T* dx, int64_t channels, int64_t begin, int64_t end,
-                          const BackwardCoefficients<C>&);
+  void (*grad_sums)(const Section&, const T* dy, const T* x, const double* mean, double* sums, Summation);
+  void (*grad_input)(const Section&, const T* dy, const T* x, T* dx, const BackwardCoefficients<C>&);
 
   // The same four with what stands around batch norm. Backward computes z, the argument of act, as forward does, from
   // the same coefficients; dy stands for the gradient of y, of which that of z is made first.
-  // sums = (sum of pre_act(x) - centre, sum of its square); centre, mean: an array, in either layout
+  // sums = (sum of pre_act(x) - centre, sum of its square)
   void (*moments_act)(const Section&, const T* x, const Activation& pre_act, const double* centre, double* sums,
                       Summation);
   void (*normalize_act)(const Section&, const T* x, T* y, const ForwardCoefficients<C>&, const Epilogue<T>&);

@@ -129,18 +129,17 @@ class RunSums {
 // The contiguous runs that a range of a channel's elements consists of, or of several channels' together.
 class Runs {
  public:
-  Runs(Planes planes, int64_t channel, int64_t begin, int64_t end, int64_t together = 1)
-      : size_(planes.size),
-        pitch_((planes.channels - together) * planes.size),
-        first_(channel),
-        last_(channel + together - 1),
-        next_channel_(channel),
-        left_(end - begin) {
-    const int64_t plane = begin / size_, within = begin - plane * size_;
-    next_ = (plane * planes.channels + channel) * size_ + within;
+  explicit Runs(const Section& s)
+      : size_(s.planes.size),
+        pitch_((s.planes.channels - s.together) * size_),
+        first_(s.channel),
+        last_(s.channel + s.together - 1),
+        next_channel_(s.channel),
+        left_(s.end - s.begin) {
+    const int64_t plane = s.begin / size_, within = s.begin - plane * size_;
+    next_ = (plane * s.planes.channels + s.channel) * size_ + within;
     rest_ = size_ - within;
   }
-  explicit Runs(const Section& s) : Runs(s.planes, s.channel, s.begin, s.end, s.together) {}
 
   bool advance() {
     if (left_ <= 0) return false;
@@ -188,7 +187,7 @@ FASTREG_HD void prefetch_last(const T* p, int64_t count) {
 // From an element of a channel to the one in its place in the plane at least so many bytes further on in the channel,
 // or in the channels together; or in the next channel, where that has the next turn.
 template <class T>
-FASTREG_HD int64_t prefetch_distance(Planes planes, int64_t together = 1) {
+FASTREG_HD int64_t prefetch_distance(const Planes& planes, int64_t together) {
   if (planes.grouped && together == 1) return planes.size;
   constexpr int64_t kAhead = 2048 / sizeof(T);
   const int64_t run = together * planes.size;
@@ -246,12 +245,11 @@ FASTREG_HD void add_run_grad_sums(const G* dy, int64_t dy_ahead, const T* x, int
 }
 
 template <class T>
-void moments_planes(const T* x, Planes planes, int64_t channel, int64_t begin, int64_t end, double centre, double* sums,
-                    Summation how) {
-  const int64_t ahead = prefetch_distance<T>(planes);
+void moments_planes(const Section& section, const T* x, double centre, double* sums, Summation how) {
+  const int64_t ahead = prefetch_distance<T>(section.planes, 1);
   in_type<T>(how, [&](auto zero) {
     RunSums<decltype(zero)> s;
-    for (Runs run(planes, channel, begin, end); run.advance();)
+    for (Runs run(section); run.advance();)
       s.add(run.count, [&](int64_t i, int64_t count, auto& lanes) {
         add_run_moments(x + run.offset + i, count, ahead, centre, lanes);
       });
@@ -260,12 +258,11 @@ void moments_planes(const T* x, Planes planes, int64_t channel, int64_t begin, i
 }
 
 template <class T>
-void grad_sums_planes(const T* dy, const T* x, Planes planes, int64_t channel, int64_t begin, int64_t end, double mean,
-                      double* sums, Summation how) {
-  const int64_t ahead = prefetch_distance<T>(planes);
+void grad_sums_planes(const Section& section, const T* dy, const T* x, double mean, double* sums, Summation how) {
+  const int64_t ahead = prefetch_distance<T>(section.planes, 1);
   in_type<T>(how, [&](auto zero) {
     RunSums<decltype(zero)> s;
-    for (Runs run(planes, channel, begin, end); run.advance();)
+    for (Runs run(section); run.advance();)
       s.add(run.count, [&](int64_t i, int64_t count, auto& lanes) {
         const int64_t at = run.offset + i;
         add_run_grad_sums(dy + at, ahead, x + at, ahead, count, mean, lanes);
@@ -348,48 +345,51 @@ int64_t rows_as_one(int64_t channels) {
   return rows * channels <= kMostColumns ? rows : 1;
 }
 
-// add(row, pitch, rows, columns, centre, sum, other sum) for groups of rows, of which the sums are those of channels.
+// add(offset, pitch, rows, columns, centre, sum, other sum) for groups of a section's rows, from an element on.
 template <class S, class Add>
-FASTREG_HD void sum_rows(int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums, Add&& add) {
+FASTREG_HD void sum_rows(const Section& s, const double* centre, double* sums, Add&& add) {
+  const int64_t pitch = s.planes.channels, channels = s.together;
+  double *const a = sums, *const b = sums + padded(channels);
   memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
-  const int64_t as_one = rows_as_one<S>(channels), columns = as_one * channels;
-  int64_t row = begin;
+  centre += s.channel;
+  const int64_t as_one = channels == pitch ? rows_as_one<S>(channels) : 1, columns = as_one * channels;
+  int64_t row = s.begin;
   if (as_one > 1) {
     double centres[kMostColumns], more[2][kMostColumns] = {};
     for (int64_t c = 0; c < columns; c += channels) memcpy(centres + c, centre, size_t(channels) * sizeof(double));
-    for (int64_t rest; (rest = (end - row) / as_one) > 0;) {
+    for (int64_t rest; (rest = (s.end - row) / as_one) > 0;) {
       const int64_t rows = rest < kRowGroup ? rest : kRowGroup;
-      add(row, columns, rows, columns, centres, more[0], more[1]);
+      add(row * pitch, columns, rows, columns, centres, more[0], more[1]);
       row += rows * as_one;
     }
     for (int64_t c = 0; c < columns; c += channels)
-      for (int64_t i = 0; i < channels; ++i) sums[i] += more[0][c + i], sums[padded(channels) + i] += more[1][c + i];
+      for (int64_t i = 0; i < channels; ++i) a[i] += more[0][c + i], b[i] += more[1][c + i];
   }
-  for (; row < end; row += kRowGroup)
-    add(row, channels, row + kRowGroup < end ? kRowGroup : end - row, channels, centre, sums, sums + padded(channels));
+  for (; row < s.end; row += kRowGroup) {
+    const int64_t rows = row + kRowGroup < s.end ? kRowGroup : s.end - row;
+    add(row * pitch + s.channel, pitch, rows, channels, centre, a, b);
+  }
 }
 
 template <class T>
-void moments_rows(const T* x, int64_t channels, int64_t begin, int64_t end, const double* centre, double* sums,
-                  Summation how) {
+void moments_rows(const Section& section, const T* x, const double* centre, double* sums, Summation how) {
   in_type<T>(how, [&](auto zero) {
     using S = decltype(zero);
-    sum_rows<S>(channels, begin, end, centre, sums,
-                [&](int64_t row, int64_t pitch, int64_t rows, int64_t columns, const double* c, double* a, double* b) {
-                  add_row_moments<S>(x + row * channels, pitch, rows, columns, prefetch_distance<T>(pitch), c, a, b);
+    sum_rows<S>(section, centre, sums,
+                [&](int64_t at, int64_t pitch, int64_t rows, int64_t columns, const double* c, double* a, double* b) {
+                  add_row_moments<S>(x + at, pitch, rows, columns, prefetch_distance<T>(pitch), c, a, b);
                 });
   });
 }
 
 template <class T>
-void grad_sums_rows(const T* dy, const T* x, int64_t channels, int64_t begin, int64_t end, const double* mean,
-                    double* sums, Summation how) {
+void grad_sums_rows(const Section& section, const T* dy, const T* x, const double* mean, double* sums, Summation how) {
   in_type<T>(how, [&](auto zero) {
     using S = decltype(zero);
-    sum_rows<S>(channels, begin, end, mean, sums,
-                [&](int64_t row, int64_t pitch, int64_t rows, int64_t columns, const double* m, double* a, double* b) {
-                  add_row_grad_sums<S>(dy + row * channels, pitch, x + row * channels, pitch, rows, columns,
-                                       prefetch_distance<T>(pitch), m, a, b);
+    sum_rows<S>(section, mean, sums,
+                [&](int64_t at, int64_t pitch, int64_t rows, int64_t columns, const double* m, double* a, double* b) {
+                  add_row_grad_sums<S>(dy + at, pitch, x + at, pitch, rows, columns, prefetch_distance<T>(pitch), m, a,
+                                       b);
                 });
   });
 }
@@ -406,7 +406,7 @@ FASTREG_HD V input_gradient(V dy, V x, V centre, V delta, V scale, V mean_dy, V 
 }
 
 template <class T>
-void normalize_planes(const T* x, T* y, const Section& s, const ForwardCoefficients<compute_t<T>>& f) {
+void normalize_planes(const Section& s, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f) {
   const bool cached = s.planes.cached;
   const int64_t ahead = prefetch_distance<T>(s.planes, s.together);
   for (Runs run(s); run.advance();) {
@@ -430,7 +430,7 @@ void normalize_planes(const T* x, T* y, const Section& s, const ForwardCoefficie
 }
 
 template <class T>
-void grad_input_planes(const T* dy, const T* x, T* dx, const Section& section,
+void grad_input_planes(const Section& section, const T* dy, const T* x, T* dx,
                        const BackwardCoefficients<compute_t<T>>& f) {
   const bool cached = section.planes.cached;
   const int64_t ahead = prefetch_distance<T>(section.planes, section.together);
@@ -454,31 +454,32 @@ void grad_input_planes(const T* dy, const T* x, T* dx, const Section& section,
   }
 }
 
-// f(i, channel, whole, count) for the vectors of some rows, from element i on, which is of that channel. Rows lie
-// together: a vector may begin in one and end in the next. In wide rows some columns after others, so that the
+// f(i, channel, whole, count) for the vectors of some rows, from element i on, which is of that channel. Where rows lie
+// together a vector may begin in one and end in the next. In wide rows some columns after others, so that the
 // coefficients stay in the first-level cache.
 template <class T, class F>
-FASTREG_HD void for_each_vector_of_rows(int64_t channels, int64_t begin, int64_t end, F&& f) {
+FASTREG_HD void for_each_vector_of_rows(const Section& s, F&& f) {
+  const int64_t pitch = s.planes.channels;
   const auto run = [&](int64_t i, int64_t last, int64_t c) {
-    const int64_t step = kLanes<T> % channels;
+    const int64_t step = kLanes<T> % pitch;
     for (; i + kLanes<T> <= last; i += kLanes<T>) {
       f(i, c, std::true_type{}, kLanes<T>);
       c += step;
-      if (c >= channels) c -= channels;
+      if (c >= pitch) c -= pitch;
     }
     if (i < last) f(i, c, std::false_type{}, last - i);
   };
-  if (channels <= kMostColumns) return run(begin * channels, end * channels, 0);
-  for (int64_t c = 0; c < channels; c += kMostColumns)
-    for (int64_t row = begin; row < end; ++row)
-      run(row * channels + c, row * channels + (c + kMostColumns < channels ? c + kMostColumns : channels), c);
+  if (s.together == pitch && pitch <= kMostColumns) return run(s.begin * pitch, s.end * pitch, 0);
+  const int64_t end = s.channel + s.together;
+  for (int64_t c = s.channel; c < end; c += kMostColumns)
+    for (int64_t row = s.begin; row < s.end; ++row)
+      run(row * pitch + c, row * pitch + (c + kMostColumns < end ? c + kMostColumns : end), c);
 }
 
 template <class T>
-void normalize_rows(const T* x, T* y, int64_t channels, int64_t begin, int64_t end,
-                    const ForwardCoefficients<compute_t<T>>& f) {
-  const int64_t ahead = prefetch_distance<T>(channels);
-  for_each_vector_of_rows<T>(channels, begin, end, [&](int64_t i, int64_t c, auto whole, int64_t count) {
+void normalize_rows(const Section& section, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f) {
+  const int64_t ahead = prefetch_distance<T>(section.planes.channels);
+  for_each_vector_of_rows<T>(section, [&](int64_t i, int64_t c, auto whole, int64_t count) {
     prefetch(x + i + ahead);
     prefetch(y + i + ahead);
     store_some(y + i, whole, count,
@@ -488,10 +489,10 @@ void normalize_rows(const T* x, T* y, int64_t channels, int64_t begin, int64_t e
 }
 
 template <class T>
-void grad_input_rows(const T* dy, const T* x, T* dx, int64_t channels, int64_t begin, int64_t end,
+void grad_input_rows(const Section& section, const T* dy, const T* x, T* dx,
                      const BackwardCoefficients<compute_t<T>>& f) {
-  const int64_t ahead = prefetch_distance<T>(channels);
-  for_each_vector_of_rows<T>(channels, begin, end, [&](int64_t i, int64_t c, auto whole, int64_t count) {
+  const int64_t ahead = prefetch_distance<T>(section.planes.channels);
+  for_each_vector_of_rows<T>(section, [&](int64_t i, int64_t c, auto whole, int64_t count) {
     prefetch(x + i + ahead);
     prefetch(dy + i + ahead);
     prefetch(dx + i + ahead);
@@ -499,6 +500,44 @@ void grad_input_rows(const T* dy, const T* x, T* dx, int64_t channels, int64_t b
                input_gradient(load_some(dy + i, whole, count), load_some(x + i, whole, count), load(f.centre + c),
                               load(f.delta + c), load(f.scale + c), load(f.mean_dy + c), load(f.slope + c)));
   });
+}
+
+// ---- The same for either layout ----
+
+template <class T>
+void moments(const Section& s, const T* x, const double* centre, double* sums, Summation how) {
+  if (s.rows) {
+    moments_rows(s, x, centre, sums, how);
+  } else {
+    moments_planes(s, x, centre[s.channel], sums, how);
+  }
+}
+
+template <class T>
+void normalize(const Section& s, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f) {
+  if (s.rows) {
+    normalize_rows(s, x, y, f);
+  } else {
+    normalize_planes(s, x, y, f);
+  }
+}
+
+template <class T>
+void grad_sums(const Section& s, const T* dy, const T* x, const double* mean, double* sums, Summation how) {
+  if (s.rows) {
+    grad_sums_rows(s, dy, x, mean, sums, how);
+  } else {
+    grad_sums_planes(s, dy, x, mean[s.channel], sums, how);
+  }
+}
+
+template <class T>
+void grad_input(const Section& s, const T* dy, const T* x, T* dx, const BackwardCoefficients<compute_t<T>>& f) {
+  if (s.rows) {
+    grad_input_rows(s, dy, x, dx, f);
+  } else {
+    grad_input_planes(s, dy, x, dx, f);
+  }
 }
 
 }  // namespace fastreg::cpu::FASTREG_ISA

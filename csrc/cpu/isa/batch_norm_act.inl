@@ -97,20 +97,27 @@ class RowTiles {
   using Layout = InRows;
 
   explicit RowTiles(const Section& s, double* sums = nullptr)
-      : channels_(s.planes.channels), row_(s.begin), end_(s.end), sums_(sums) {
-    if (sums) memset(sums, 0, size_t(2 * padded(channels_)) * sizeof(double));
+      : channels_(s.planes.channels),
+        first_(s.channel),
+        last_(s.channel + s.together),
+        row_(s.begin),
+        end_(s.end),
+        column_(first_),
+        sums_(sums),
+        other_sums_(sums + padded(s.together)) {
+    if (sums) memset(sums, 0, size_t(2 * padded(s.together)) * sizeof(double));
   }
 
   bool operator()(Tile& tile) {
-    if (column_ + columns_ >= channels_) {
+    if (column_ + columns_ >= last_) {
       row_ += rows_;
-      column_ = 0;
+      column_ = first_;
     } else {
       column_ += columns_;
     }
     if (row_ >= end_) return false;
-    columns_ = channels_ - column_ < kColumns ? channels_ - column_ : kColumns;
-    if (column_ == 0) {
+    columns_ = last_ - column_ < kColumns ? last_ - column_ : kColumns;
+    if (column_ == first_) {
       const int64_t most = kTile / piece_pitch(columns_);
       rows_ = most < end_ - row_ ? most : end_ - row_;
     }
@@ -122,13 +129,13 @@ class RowTiles {
 
   template <class U>
   void add_moments(const Tile& tile, Operand<U> x, const double* centre) {
-    add_row_moments<S>(x[tile.pieces[0]], pitch(x), rows_, columns_, 0, centre + column_, sums_ + column_,
-                       sums_ + padded(channels_) + column_);
+    add_row_moments<S>(x[tile.pieces[0]], pitch(x), rows_, columns_, 0, centre + column_, sums_ + (column_ - first_),
+                       other_sums_ + (column_ - first_));
   }
   template <class C, class U>
   void add_grad_sums(const Tile& tile, const C* dy, Operand<U> x, const double* mean) {
     add_row_grad_sums<S>(dy, piece_pitch(columns_), x[tile.pieces[0]], pitch(x), rows_, columns_, 0, mean + column_,
-                         sums_ + column_, sums_ + padded(channels_) + column_);
+                         sums_ + (column_ - first_), other_sums_ + (column_ - first_));
   }
   void finish(double*) const {}
 
@@ -140,8 +147,8 @@ class RowTiles {
     return x.in_buffer ? piece_pitch(columns_) : channels_;
   }
 
-  int64_t channels_, row_, end_, column_ = 0, columns_ = 0, rows_ = 0;
-  double* sums_;
+  int64_t channels_, first_, last_, row_, end_, column_, columns_ = 0, rows_ = 0;
+  double *sums_, *other_sums_;
 };
 
 // ---- Stages ----
