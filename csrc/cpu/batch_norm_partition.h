@@ -99,11 +99,11 @@ struct Partition {
   int64_t chunk_of_rows() const {
     const int64_t n = layout.per_channel(), channels = layout.channels;
     if (sums_first && n <= kFewRows) return n;
-    int64_t rows = kChunk / 4 / channels + 1;
+    int64_t rows = kChunk / 2 / channels + 1;
     if (sums_first) {
       // As many chunks for each of two or four threads.
       int64_t most = std::clamp(n / std::max<int64_t>(64, kChunk / channels), int64_t(1), kMostChunks);
-      if (most > 4) most = most / 4 * 4;
+      if (most > 2) most = (most + 1) / 4 * 4;
       rows = (n + most - 1) / most;
     }
     constexpr int64_t kLine = 64;
