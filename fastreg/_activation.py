@@ -75,7 +75,9 @@ TABLE = {
     "tanh": Entry(lambda x, a, w: torch.tanh(x), nn.Tanh, (torch.tanh, F.tanh), (torch.tanh_,), ("tanh", "tanh_")),
 }
 
-IDENTITY = Activation("identity")
+# What a name alone stands for.
+NAMED = {name: Activation(name, entry.default) for name, entry in TABLE.items()}
+IDENTITY = NAMED["identity"]
 # The activations of a module's type, of a function, of a method: several where a setting tells them apart.
 OF_MODULE: dict[type, list[str]] = {}
 OF_FUNCTION: dict[Callable, list[str]] = {}
@@ -91,12 +93,12 @@ for _name, _entry in TABLE.items():
 def parse(operation: str, argument: str, act) -> Activation:
     """The activation that an argument of an operation names: a name, an :class:`Activation`, or a pair like one."""
     name, parameter = act if isinstance(act, tuple) and len(act) == 2 else (act, None)
-    entry = TABLE.get(name) if isinstance(name, str) else None
-    if entry is None:
+    named = NAMED.get(name) if isinstance(name, str) else None
+    if named is None:
         raise ValueError(f"{operation}: {argument} must be one of {', '.join(TABLE)}, got {act!r}")
     if parameter is None:
-        parameter = entry.default
-    elif entry.parameter is None:
+        return named
+    if TABLE[name].parameter is None:
         raise ValueError(f"{operation}: {argument} must be without a parameter where it is {name}, got {parameter}")
     return Activation(name, parameter)
 
@@ -132,11 +134,14 @@ def name_among(names: list[str], approximate: str) -> str | None:
 def of_module(module: nn.Module) -> tuple[Activation, Tensor | None] | None:
     """The activation, and the learned slope, that a module computes: one of torch's own types; else None."""
     names = OF_MODULE.get(type(module))
-    if names is None or (name := name_among(names, getattr(module, "approximate", "none"))) is None:
+    if names is None:
+        return None
+    # To ask a module for a setting that it has not takes as long as a small layer.
+    if (name := names[0] if len(names) == 1 else name_among(names, module.approximate)) is None:
         return None
     entry = TABLE[name]
-    parameter = None if entry.parameter is None else getattr(module, entry.parameter)
-    return Activation(name, parameter), module.weight if entry.weighted else None
+    activation = NAMED[name] if entry.parameter is None else Activation(name, getattr(module, entry.parameter))
+    return activation, module.weight if entry.weighted else None
 
 
 def to_module(operation: str, argument: str, act) -> nn.Module:

@@ -16,6 +16,11 @@ _DEVICES = frozenset(() if disabled() else ("cpu", "cuda"))
 _COMPILED_BACKENDS = frozenset(device for device in _DEVICES if available(device))
 
 
+def device_type(tensor: Tensor) -> str:
+    """tensor.device.type, of which torch makes a new string each time: in a small call that takes long."""
+    return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else tensor.device.type
+
+
 def is_sharded(input) -> bool:
     """Whether input is a DTensor whose parts are tensors that fastreg computes with."""
     if type(input) in _PLAIN_TYPES:
@@ -35,16 +40,16 @@ def is_ours(input) -> bool:
     return (
         type(input) in _PLAIN_TYPES
         and input.dtype in _FLOATING_DTYPES
-        and input.device.type in _DEVICES
+        and device_type(input) in _DEVICES
         and input.layout is torch.strided
         and not input.is_nested
     )
 
 
-def has_operators(device: torch.device) -> bool:
-    """Whether the operators run on this device. All of torch's transforms follow them, but for the tracer of
+def has_operators(device_type: str) -> bool:
+    """Whether the operators run on devices of this type. All of torch's transforms follow them, but for the tracer of
     ``torch.jit``, whose programs are to run without fastreg."""
-    return device.type in _COMPILED_BACKENDS and not torch.jit.is_tracing()
+    return device_type in _COMPILED_BACKENDS and not torch.jit.is_tracing()
 
 
 def is_transformed() -> bool:

@@ -40,7 +40,7 @@ def draw_rng_state(device: torch.device | str = "cpu") -> Tensor:
 
 def draw_own(device: torch.device) -> Tensor:
     """:func:`draw_rng_state` of this process alone."""
-    if has_operators(device) and not is_compiling():
+    if has_operators(device.type) and not is_compiling():
         return ops.dropout.draw_state(device)
     return reference.dropout.draw_state(device)
 

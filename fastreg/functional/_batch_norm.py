@@ -6,7 +6,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from fastreg import ops
-from fastreg._routing import has_operators, is_ours, is_sharded
+from fastreg._routing import device_type, has_operators, is_ours, is_sharded
 
 
 def batch_norm(
@@ -73,7 +73,7 @@ def batch_norm(
 def takes_batch_norm(input: Tensor) -> bool:
     """Whether fastreg's operators compute the batch norm of input; else torch's do. Neither takes integers."""
     if is_ours(input):
-        return has_operators(input.device)
+        return has_operators(device_type(input))
     if isinstance(input, Tensor) and not (input.dtype.is_floating_point or input.dtype.is_complex):
         raise NotImplementedError(f"batch_norm: input must be floating point, got {input.dtype}")
     return False

@@ -8,7 +8,7 @@ from torch.overrides import handle_torch_function
 
 from fastreg import ops, reference, rng_states, sharding
 from fastreg._extension import disabled
-from fastreg._routing import has_operators, is_sharded
+from fastreg._routing import device_type, has_operators, is_sharded
 
 
 def bad_p(name, p):
@@ -35,7 +35,7 @@ def drop(name, input, p, inplace, rng_state, dims, transform, residual=None):
         raise RuntimeError(f"{name}: input must have at least {dims} dimensions, got {input.dim()}")
     rng_state = given_state(input, p, rng_state)
     index_map = None if sharding.current is None or p == 1.0 else sharding.current.map(name, input, dims)
-    if not has_operators(input.device):
+    if not has_operators(device_type(input)):
         return _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual, index_map)
     if is_compiling():
         return _drop_traced(input, p, inplace, rng_state, dims, transform, residual, index_map)
@@ -91,7 +91,7 @@ def drop_sharded(name, input, p, inplace, rng_state, dims, transform, residual=N
     from fastreg import sharded_tensors
 
     def apply(local, state, strides, index_map, residual):
-        if not has_operators(local.device):
+        if not has_operators(device_type(local)):
             return _drop_composed(name, local, p, False, state, dims, transform, residual, index_map)
         if dims is None:
             return torch.ops.fastreg.dropout(local, p, state, strides, index_map, transform)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastreg import ops, reference
-from fastreg._routing import has_operators
+from fastreg._routing import device_type, has_operators
 from fastreg.functional._dropout_calls import bad_p
 
 
@@ -65,7 +65,7 @@ def dropout_mask(
 
 def _kept(numel, p, rng_state):
     """Which of the first elements of a stream are kept: bool[numel]."""
-    if not has_operators(rng_state.device) or is_compiling():
+    if not has_operators(device_type(rng_state)) or is_compiling():
         return reference.dropout.keep_mask(numel, p, rng_state)
     ones = torch.ones(numel, dtype=torch.float16, device=rng_state.device)
     return ops.dropout.apply(ones, p, rng_state, None, (1.0, -0.0, 0.0)).bool()

@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function
 
 from fastreg import _activation, ops, reference, rng_states, sharding
 from fastreg._activation import Activation
-from fastreg._routing import has_operators, is_ours, is_sharded, is_transformed
+from fastreg._routing import device_type, has_operators, is_ours, is_sharded, is_transformed
 from fastreg.functional import _drop_path
 from fastreg.functional._batch_norm import (
     batch_norm_of_shards,
@@ -239,7 +239,7 @@ def _has_batch_norm_act(input, pre_act, act, residual, p, act_weight):
 def _has_act_dropout(input, bias, act, residual, p, drop_path):
     return (
         is_ours(input)
-        and has_operators(input.device)
+        and has_operators(device_type(input))
         and not _activation.TABLE[act.name].weighted
         and _is_native(residual, p)
         and (bias is None or (is_ours(bias) and bias.dtype == input.dtype))

@@ -57,8 +57,9 @@ class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
                 f"{type(self).__name__}: input must have {' or '.join(map(str, self._ranks))} dimensions, "
                 f"got {input.dim()}"
             )
-        act, act_weight = _activation.of_module(self.act)
-        pre_act, pre_act_weight = _activation.of_module(self.pre_act)
+        # Past the search through the module, as in batch_norm.statistics_and_settings.
+        act, act_weight = _activation.of_module(self._modules["act"])
+        pre_act, pre_act_weight = _activation.of_module(self._modules["pre_act"])
         return _fused.batch_norm_act_with_count(
             input,
             *batch_norm.statistics_and_settings(self),
