@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -343,3 +344,12 @@ def test_ctrl_c(tmp_path):
     document = json.loads((tmp_path / "training.partial.json").read_text())
     assert document["complete"] is False
     assert document["runs"]
+
+
+@pytest.mark.parametrize("command", ["bench", "bench.training"])
+def test_ctrl_c_while_modules_are_imported(command, tmp_path):
+    (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    line = [sys.executable, "-m", command, "--help"]
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(line, cwd=ROOT, env=environ, capture_output=True, preexec_fn=heed_interrupts)
+    assert (ended.returncode, ended.stderr, ended.stdout) == (130, b"interrupted\n", b"")
