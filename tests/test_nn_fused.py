@@ -32,6 +32,23 @@ def test_is_the_layers_in_one(ours, torchs, shape, settings):
     torch.testing.assert_close(module.state_dict(), plain.state_dict())
 
 
+@pytest.mark.parametrize("act", ["relu", "gelu", None])
+def test_a_call_asks_no_module_for_what_it_lacks(act, monkeypatch):
+    """The search ends in an exception, which takes as long as a small layer."""
+    module, lacking = fastreg.nn.BatchNormAct1d(4, act=act), []
+
+    def search(self, name, search=torch.nn.Module.__getattr__):
+        try:
+            return search(self, name)
+        except AttributeError:
+            lacking.append(name)
+            raise
+
+    monkeypatch.setattr(torch.nn.Module, "__getattr__", search)
+    module(torch.randn(8, 4))
+    assert lacking == []
+
+
 def test_bias_of_batch_norm():
     module = fastreg.nn.BatchNormAct1d(4, bias=False)
     assert list(module.state_dict()) == ["weight", "running_mean", "running_var", "num_batches_tracked"]
