@@ -216,16 +216,21 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
           return true;
         },
         [&](int64_t first, int64_t last, const double* sum, const double* sum_of_squares) {
+          // Divisions are dear where there are many channels of few values.
+          const double each = 1 / n, each_but_one = 1 / (n - 1);
           for (int64_t c = first; c < last; ++c) {
-            const Moments<double> m = moments_from_sums(n, sum[c - first], sum_of_squares[c - first]);
-            const double invstd = inverse_deviation(m.m2 / n, statistics.eps);
-            coefficients[0][c] = saved[c] = C(centre[c] + m.mean);
-            coefficients[1][c] = saved[channels + c] = C((centre[c] - double(saved[c])) + m.mean);
-            saved[2 * channels + c] = C(invstd);
-            coefficients[2][c] = C(double(saved[2 * channels + c]) * w[c]);  // as backward has it
+            const double distance = sum[c - first] * each;  // of the mean from the centre
+            const double squares = sum_of_squares[c - first] - sum[c - first] * distance;
+            const double m2 = squares < 0 ? 0 : squares;  // NaN stays NaN
+            const C rounded = C(centre[c] + distance), rest = C((centre[c] - double(rounded)) + distance);
+            const C invstd = C(inverse_deviation(m2 * each, statistics.eps));
+            coefficients[0][c] = saved[c] = rounded;
+            coefficients[1][c] = saved[channels + c] = rest;
+            saved[2 * channels + c] = invstd;
+            coefficients[2][c] = C(double(invstd) * w[c]);  // as backward has it
             coefficients[3][c] = C(b[c]);
-            mean[c] += m.mean;
-            variance[c] = m.m2 / (n - 1);
+            mean[c] += distance;
+            variance[c] = m2 * each_but_one;
           }
           if (last - first == channels) coefficients.repeat();
         },
@@ -314,11 +319,12 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
           return how == Summation::fast && !are_trusted_gradients(sum, sum_of_products, invstd[c]);
         },
         [&](int64_t first, int64_t last, const double* sum, const double* sum_of_products) {
+          const double each = 1 / n;
           for (int64_t c = first; c < last; ++c) {
             sum_dy[c] = sum[c - first];
             sum_dy_x[c] = sum_of_products[c - first] - delta[c] * sum_dy[c];
-            const double mean_dy = has_means ? double(means[c]) : sum_dy[c] / n;
-            const double mean_dy_x_hat = has_means ? double(means[channels + c]) : sum_dy_x[c] / n * invstd[c];
+            const double mean_dy = has_means ? double(means[c]) : sum_dy[c] * each;
+            const double mean_dy_x_hat = has_means ? double(means[channels + c]) : sum_dy_x[c] * each * invstd[c];
             coefficients[4][c] = C(mean_dy);
             coefficients[5][c] = C(mean_dy_x_hat * invstd[c]);
           }
