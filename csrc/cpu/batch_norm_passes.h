@@ -149,11 +149,12 @@ void assign(P& element, double value) {
   element = from_compute<P>(compute_t<P>(value));
 }
 
-inline void read_values(const Tensor& t, int64_t channels, double otherwise, double* values) {
+template <class V>
+void read_values(const Tensor& t, int64_t channels, double otherwise, V* values) {
   if (t.defined()) {
-    for_each_value(t, [&](int64_t c, const auto& element) { values[c] = double(to_compute(element)); });
+    for_each_value(t, [&](int64_t c, const auto& element) { values[c] = V(to_compute(element)); });
   } else {
-    std::fill_n(values, channels, otherwise);
+    std::fill_n(values, channels, V(otherwise));
   }
 }
 
@@ -164,21 +165,24 @@ inline void update_running(const Tensor& statistic, const double* of_batch, doub
   });
 }
 
-// What x is normalised with in evaluation or was in training: a pair of numbers for the mean, 1 / deviation.
-inline void read_statistics(const Statistics& statistics, int64_t channels, double* centre, double* delta,
-                            double* invstd) {
+// What x is normalised with in evaluation or was in training, and 1 / deviation.
+template <class C>
+ForwardCoefficients<C> read_coefficients(const Coefficients<C>& to, int64_t channels, const Affine& affine,
+                                         const Statistics& statistics, double* invstd) {
   if (statistics.stats.defined()) {
-    dispatch_floating(statistics.stats.scalar_type(), "batch_norm", [&](auto tag) {
-      const auto* values = const_data<decltype(tag)>(statistics.stats);
-      for (double* row : {centre, delta, invstd})
-        for (int64_t c = 0; c < channels; ++c) row[c] = double(to_compute(*values++));
-    });
-    return;
+    const C* const stats = const_data<C>(statistics.stats);
+    std::copy_n(stats, channels, to[0]);
+    std::copy_n(stats + channels, channels, to[1]);
+    std::copy_n(stats + 2 * channels, channels, invstd);
+  } else {
+    read_values(statistics.running_mean, channels, 0.0, to[0]);
+    read_values(statistics.running_var, channels, 1.0, invstd);
+    for (int64_t c = 0; c < channels; ++c) invstd[c] = inverse_deviation(invstd[c], statistics.eps);
   }
-  read_values(statistics.running_mean, channels, 0.0, centre);
-  std::fill_n(delta, channels, 0.0);
-  read_values(statistics.running_var, channels, 1.0, invstd);
-  for (int64_t c = 0; c < channels; ++c) invstd[c] = inverse_deviation(invstd[c], statistics.eps);
+  read_values(affine.weight, channels, 1.0, to[2]);
+  for (int64_t c = 0; c < channels; ++c) to[2][c] = C(invstd[c] * double(to[2][c]));
+  read_values(affine.bias, channels, 0.0, to[3]);
+  return {to[0], to[1], to[2], to[3]};
 }
 
 // Training. make_work(T{}, partition) gives the Work<T>.
@@ -188,11 +192,9 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
   const Partition partition(layout, true);
   const int64_t channels = layout.channels;
   const double n = double(layout.per_channel());
-  const ChannelRows<double> rows(4, channels);
-  double *const w = rows[0], *const b = rows[1], *const centre = rows[2], *const variance = rows[3];
+  const ChannelRows<double> rows(2, channels);
+  double *const centre = rows[0], *const variance = rows[1];
   double* const mean = centre;  // which a channel's centre becomes when it is finished
-  read_values(affine.weight, channels, 1.0, w);
-  read_values(affine.bias, channels, 0.0, b);
 
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
     using T = decltype(tag);
@@ -200,6 +202,8 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
     const auto work = make_work(tag, partition);
     const Coefficients<C> coefficients(4, channels);
     const ForwardCoefficients<C> forward = {coefficients[0], coefficients[1], coefficients[2], coefficients[3]};
+    read_values(affine.weight, channels, 1.0, coefficients[2]);
+    read_values(affine.bias, channels, 0.0, coefficients[3]);
     C* const saved = data<C>(statistics.stats);
     const Summation how = first_summation<T>(layout);
 
@@ -227,8 +231,7 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
             coefficients[0][c] = saved[c] = rounded;
             coefficients[1][c] = saved[channels + c] = rest;
             saved[2 * channels + c] = invstd;
-            coefficients[2][c] = C(double(invstd) * w[c]);  // as backward has it
-            coefficients[3][c] = C(b[c]);
+            coefficients[2][c] = C(double(invstd) * double(coefficients[2][c]));  // as backward has it
             mean[c] += distance;
             variance[c] = m2 * each_but_one;
           }
@@ -244,36 +247,18 @@ void train_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine&
   update_running(running.var, variance, factor);
 }
 
-// The first four of the coefficients, from what read_statistics and read_values have read.
-template <class C>
-ForwardCoefficients<C> forward_coefficients(const Coefficients<C>& to, int64_t channels, const double* centre,
-                                            const double* delta, const double* invstd, const double* w,
-                                            const double* b) {
-  std::copy_n(centre, channels, to[0]);
-  std::copy_n(delta, channels, to[1]);
-  for (int64_t c = 0; c < channels; ++c) to[2][c] = C(invstd[c] * w[c]);
-  std::copy_n(b, channels, to[3]);
-  return {to[0], to[1], to[2], to[3]};
-}
-
 // Evaluation, or with statistics.stats those: one pass.
 template <class MakeWork>
 void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& affine, const Statistics& statistics,
                     MakeWork&& make_work) {
   const Partition partition(layout, false);
   const int64_t channels = layout.channels;
-  const ChannelRows<double> rows(5, channels);
-  double *const centre = rows[0], *const delta = rows[1], *const invstd = rows[2], *const w = rows[3];
-  double* const b = rows[4];
-  read_statistics(statistics, channels, centre, delta, invstd);
-  read_values(affine.weight, channels, 1.0, w);
-  read_values(affine.bias, channels, 0.0, b);
-
+  const ChannelRows<double> invstd(1, channels);
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
     using C = compute_t<decltype(tag)>;
     const auto work = make_work(tag, partition);
     const Coefficients<C> coefficients(4, channels);
-    const ForwardCoefficients<C> forward = forward_coefficients(coefficients, channels, centre, delta, invstd, w, b);
+    const auto forward = read_coefficients(coefficients, channels, affine, statistics, invstd[0]);
     coefficients.repeat();
     partition.for_each_section([&](const Section& s) { work.normalize(s, forward); });
   });
@@ -293,12 +278,8 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
   const bool need_sums = further_sums || (training && !has_means && gradients.input.defined()) ||
                          gradients.weight.defined() || gradients.bias.defined();
   const Partition partition(layout, need_sums);
-  const ChannelRows<double> rows(7, channels);
-  double *const centre = rows[0], *const delta = rows[1], *const invstd = rows[2], *const w = rows[3];
-  double *const b = rows[4], *const sum_dy = rows[5], *const sum_dy_x = rows[6];
-  read_statistics(statistics, channels, centre, delta, invstd);
-  read_values(affine.weight, channels, 1.0, w);
-  read_values(affine.bias, channels, 0.0, b);
+  const ChannelRows<double> rows(4, channels);
+  double *const centre = rows[0], *const invstd = rows[1], *const sum_dy = rows[2], *const sum_dy_x = rows[3];
 
   dispatch_floating(x.scalar_type(), "batch_norm", [&](auto tag) {
     using T = decltype(tag);
@@ -306,7 +287,8 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
     const auto work = make_work(tag, partition);
     const C* const means = has_means ? const_data<C>(statistics.grad_means) : nullptr;
     const Coefficients<C> coefficients(6, channels);
-    const ForwardCoefficients<C> forward = forward_coefficients(coefficients, channels, centre, delta, invstd, w, b);
+    const auto forward = read_coefficients(coefficients, channels, affine, statistics, invstd);
+    std::copy_n(forward.centre, channels, centre);
     const BackwardCoefficients<C> backward = {coefficients[0], coefficients[1], coefficients[2],
                                               training ? coefficients[4] : nullptr, coefficients[5]};
 
@@ -322,7 +304,7 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
           const double each = 1 / n;
           for (int64_t c = first; c < last; ++c) {
             sum_dy[c] = sum[c - first];
-            sum_dy_x[c] = sum_of_products[c - first] - delta[c] * sum_dy[c];
+            sum_dy_x[c] = sum_of_products[c - first] - double(forward.delta[c]) * sum_dy[c];
             const double mean_dy = has_means ? double(means[c]) : sum_dy[c] * each;
             const double mean_dy_x_hat = has_means ? double(means[channels + c]) : sum_dy_x[c] * each * invstd[c];
             coefficients[4][c] = C(mean_dy);
