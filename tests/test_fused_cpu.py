@@ -102,6 +102,14 @@ def test_special_values(act, dtype):
     torch.testing.assert_close(ours[1][known], torchs[1][known], rtol=2e-2, atol=atol)
 
 
+# Rows that are taken together, of which some are left over at the end; also where the work is divided among threads.
+FEW_CHANNELS = [
+    ((517, 1), contiguous),
+    ((3, 5), contiguous),
+    ((211, 5), contiguous),
+    ((5, 40, 23, 19), channels_last),
+    ((1101, 63), contiguous),
+]
 SHAPES = [
     ((40, 40, 7, 7), contiguous),  # groups of channels
     ((3, 70, 14, 14), contiguous),
@@ -112,6 +120,7 @@ SHAPES = [
     ((40, 2100), contiguous),  # few rows: groups of columns
     ((9, 3, 33, 31), channels_last),
     ((4, 260, 7, 7), channels_last),
+    *FEW_CHANNELS,
 ]
 
 
@@ -190,6 +199,44 @@ def test_sums_taken_twice(layout, pre_act):
             torch.testing.assert_close(ours[c].double(), expected[c], rtol=0, atol=2e-6 * expected[c].abs().max())
         others = [0, *range(2, 37)]
         assert torch.equal(plain[others], ours[others])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("number", ["one", "each"])
+@pytest.mark.parametrize(("shape", "layout"), FEW_CHANNELS)
+def test_slopes_of_few_channels(shape, layout, number, training):
+    torch.manual_seed(0)
+    channels = shape[1]
+    x, residual, grad = (layout(2 * torch.randn(shape, dtype=torch.float64)) for _ in range(3))
+    weight, bias, slope = torch.rand(channels).double() + 0.5, torch.randn(channels).double(), torch.rand(channels)
+    slope = slope.double() if number == "each" else slope[:1].double()
+    leaves = [t.requires_grad_() for t in (x, residual, weight, bias, slope)]
+    statistics = torch.randn(channels).double(), torch.rand(channels).double() + 0.5
+    before, state = [t.clone() for t in statistics], torch.tensor([5, 8])
+    keep = fastreg.functional.dropout(torch.ones_like(x.detach()), 0.5, rng_state=state)
+    settings = {"act": "prelu", "act_weight": slope, "residual": residual, "p": 0.5, "rng_state": state}
+    y = fastreg.functional.batch_norm_act(x, *statistics, weight, bias, training, **settings)
+    z = torch.nn.functional.batch_norm(x, *before, weight, bias, training) + residual
+    expected = torch.nn.functional.prelu(z, slope) * keep
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+    for ours, torchs in zip(*(torch.autograd.grad(t, leaves, grad) for t in (y, expected)), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("shape", "layout"), [case for case in FEW_CHANNELS if case[0][1] > 1])
+def test_channels_do_not_meet(shape, layout, dtype):
+    """What is not finite in one changes no bit of the others."""
+    torch.manual_seed(0)
+    x, residual, grad = (layout(torch.randn(shape, dtype=dtype)) for _ in range(3))
+    weight, bias, state = torch.rand(shape[1]).to(dtype), torch.randn(shape[1]).to(dtype), torch.tensor([5, 8])
+    results = []
+    for value in (1.0, float("inf")):
+        x[:, -1] = grad[-1, -1] = value
+        results.append(call(x, residual, weight, bias, grad, 0.5, "silu", "leaky_relu", state))
+    for one, other in zip(*results, strict=True):
+        dim = min(1, one.dim() - 1)
+        assert torch.equal(one.narrow(dim, 0, shape[1] - 1), other.narrow(dim, 0, shape[1] - 1))
 
 
 @pytest.mark.parametrize(("shape", "layout"), SHAPES)

@@ -41,12 +41,13 @@ class SlopeSums {
 
 // prelu's slopes as kernels take them, one for each channel; null where there are none.
 template <class C>
-std::unique_ptr<ChannelRows<C>> slopes_of(const Tensor& act_weight, int64_t channels) {
+std::unique_ptr<Coefficients<C>> slopes_of(const Tensor& act_weight, int64_t channels) {
   if (!act_weight.defined()) return nullptr;
-  auto slopes = std::make_unique<ChannelRows<C>>(1, channels);
+  auto slopes = std::make_unique<Coefficients<C>>(1, channels);
   C* const values = (*slopes)[0];
   for_each_value(act_weight.reshape({-1}), [&](int64_t c, const auto& element) { values[c] = C(to_compute(element)); });
   if (act_weight.numel() == 1) std::fill_n(values, channels, values[0]);
+  slopes->repeat();
   return slopes;
 }
 
@@ -59,7 +60,7 @@ struct FusedWork {
   const T *dy, *x;
   T *y, *dx, *dresidual;
   KeptBits kept;
-  std::unique_ptr<ChannelRows<C>> slopes;
+  std::unique_ptr<Coefficients<C>> slopes;
   SlopeSums* slope_sums;  // null: not wanted
   Epilogue<T> epilogue;
 

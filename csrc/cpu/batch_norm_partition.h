@@ -140,8 +140,7 @@ class Coefficients : public ChannelRows<C> {
       : ChannelRows<C>(rows, repeated(channels)), rows_(rows), channels_(channels) {}
   // When those of all channels are there.
   void repeat() const {
-    for (int row = 0; row < rows_; ++row)
-      for (int64_t c = channels_; c < repeated(channels_); ++c) (*this)[row][c] = (*this)[row][c - channels_];
+    for (int row = 0; row < rows_; ++row) cpu::repeat((*this)[row], channels_, repeated(channels_));
   }
 
  private:

@@ -288,6 +288,7 @@ void backward_in_passes(const ChannelLayout& layout, const Tensor& x, const Affi
     const C* const means = has_means ? const_data<C>(statistics.grad_means) : nullptr;
     const Coefficients<C> coefficients(6, channels);
     const auto forward = read_coefficients(coefficients, channels, affine, statistics, invstd);
+    if (layout.channels_last) coefficients.repeat();
     std::copy_n(forward.centre, channels, centre);
     const BackwardCoefficients<C> backward = {coefficients[0], coefficients[1], coefficients[2],
                                               training ? coefficients[4] : nullptr, coefficients[5]};

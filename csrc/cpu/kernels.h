@@ -2,6 +2,7 @@
 // Each function works through a range in one thread; csrc/cpu/*.cpp divide the work.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "../kernels/activation.h"
@@ -15,8 +16,24 @@ using DropoutArguments = DropoutCall<RandomState>;
 // The length of an array of per-channel sums: whole vectors can be read and written at its end.
 constexpr int64_t padded(int64_t channels) { return (channels + 63) / 64 * 64; }
 
-// The length of an array of per-channel coefficients, over and over: a vector can start at any channel.
-constexpr int64_t repeated(int64_t channels) { return padded(channels + 31); }
+// Rows of few channels lie together: fused kernels take some as one, of at least so many elements, fewer than twice
+// that.
+constexpr int64_t kWideRow = 64;
+constexpr int64_t wide_row(int64_t channels) {
+  int64_t elements = channels;
+  while (elements < kWideRow) elements *= 2;
+  return elements;
+}
+
+// The length of an array of per-channel coefficients, over and over: a vector can start at any element of a wide row.
+constexpr int64_t repeated(int64_t channels) { return padded(wide_row(channels) + 31); }
+
+// Fills an array of so many values with its first `have`, over and over.
+template <class V>
+void repeat(V* values, int64_t have, int64_t length) {
+  for (; have < length; have *= 2)
+    std::memcpy(values + have, values, size_t(have < length - have ? have : length - have) * sizeof(V));
+}
 
 // Per-channel coefficients, each an array of repeated(channels). x stands for an input element of the channel.
 // Forward: y = ((x - centre) - delta) * scale + shift.
@@ -55,7 +72,7 @@ struct Section {
 template <class T>
 struct Epilogue {
   Activation pre_act, act;
-  const compute_t<T>* slopes;  // of prelu, an array of padded(channels); or null
+  const compute_t<T>* slopes;  // of prelu, an array of repeated(channels); or null
   const T* residual;
   // Bit i: whether the gate of act (see is_open) is open at element i. Written forward, all zero before; backward,
   // where they are given, read in place of computing the argument again.

@@ -290,14 +290,15 @@ FASTREG_HD void for_each_step(int64_t channels, F&& f) {
   if (c < channels) f(c, std::false_type{});
 }
 
-// A vector's elements, or as many of them as the row has, `rest`.
+// A vector's elements, or as many of them as the row has, `rest`, and those of `otherwise` in place of the others.
 template <class S, class T, class Whole>
-FASTREG_HD vector_of<S> load_column(const T* p, int64_t rest, Whole) {
-  if (Whole::value) return load_as<S>(p);
-  return rest > 0 ? load_as<S>(p, rest, 0.0) : vector_of<S>{};
+FASTREG_HD vector_of<S> load_column(const T* p, int64_t rest, Whole, vector_of<S> otherwise) {
+  if (Whole::value || rest >= kLanes<S>) return load_as<S>(p);
+  return rest > 0 ? choose((1u << rest) - 1, load_as<S>(p, rest, 0.0), otherwise) : otherwise;
 }
 
-// Over some rows, `pitch` elements apart, of so many columns, of which the arrays hold padded ones; ahead: as above.
+// Over some rows, `pitch` elements apart, of so many columns, of which the arrays hold padded ones: to the others 0 is
+// added. ahead: as above.
 template <class S, class T>
 FASTREG_HD void add_row_moments(const T* x, int64_t pitch, int64_t rows, int64_t columns, int64_t ahead,
                                 const double* centre, double* sum, double* sum_of_squares) {
@@ -309,7 +310,7 @@ FASTREG_HD void add_row_moments(const T* x, int64_t pitch, int64_t rows, int64_t
       if (ahead) prefetch_step<S>(x + r * pitch + c + ahead);
       for (int k = 0; k < kParts; ++k) {
         const int64_t column = c + k * kLanes<S>;
-        add_moments(load_column<S>(x + r * pitch + column, columns - column, whole), m[k], s.a[k], s.b[k]);
+        add_moments(load_column<S>(x + r * pitch + column, columns - column, whole, m[k]), m[k], s.a[k], s.b[k]);
       }
     }
     s.add_to(sum + c, sum_of_squares + c);
@@ -328,8 +329,8 @@ FASTREG_HD void add_row_grad_sums(const G* dy, int64_t dy_pitch, const T* x, int
       if (ahead) prefetch_step<S>(dy + r * dy_pitch + c + ahead), prefetch_step<S>(x + r * x_pitch + c + ahead);
       for (int k = 0; k < kParts; ++k) {
         const int64_t column = c + k * kLanes<S>, rest = columns - column;
-        add_grad_sums(load_column<S>(dy + r * dy_pitch + column, rest, whole),
-                      load_column<S>(x + r * x_pitch + column, rest, whole), m[k], s.a[k], s.b[k]);
+        add_grad_sums(load_column<S>(dy + r * dy_pitch + column, rest, whole, vector_of<S>{}),
+                      load_column<S>(x + r * x_pitch + column, rest, whole, m[k]), m[k], s.a[k], s.b[k]);
       }
     }
     s.add_to(sum + c, sum_of_products + c);
@@ -356,7 +357,8 @@ FASTREG_HD void sum_rows(const Section& s, const double* centre, double* sums, A
   int64_t row = s.begin;
   if (as_one > 1) {
     double centres[kMostColumns], more[2][kMostColumns] = {};
-    for (int64_t c = 0; c < columns; c += channels) memcpy(centres + c, centre, size_t(channels) * sizeof(double));
+    memcpy(centres, centre, size_t(channels) * sizeof(double));
+    repeat(centres, channels, columns);
     for (int64_t rest; (rest = (s.end - row) / as_one) > 0;) {
       const int64_t rows = rest < kRowGroup ? rest : kRowGroup;
       add(row * pitch, columns, rows, columns, centres, more[0], more[1]);

@@ -1,155 +1,10 @@
 // Batch norm with what stands next to it, y = dropout(act(batch_norm(pre_act(x)) + residual)), a tile at a time (see
-// tile.inl). Bytes moved per element: those of batch norm; with a residual a read of it, with gates a bit more each
-// way. In backward z, the argument of act, is computed again from x (and residual) by the stage that forward computed
-// it with, or its gates are read.
+// section_tiles.inl). Bytes moved per element: those of batch norm; with a residual a read of it, with gates a bit more
+// each way. In backward z, the argument of act, is computed again from x (and residual) by the stage that forward
+// computed it with, or its gates are read.
 #pragma once
 
 namespace fastreg::cpu::FASTREG_ISA {
-
-// A channel's coefficient for all lanes: what vectors of the planes layout take.
-template <class C>
-class OfChannel {
- public:
-  FASTREG_HD OfChannel(const C* values, int64_t channel) : value_(broadcast(values[channel])) {}
-  FASTREG_HD vector_of<C> operator[](int64_t) const { return value_; }
-
- private:
-  vector_of<C> value_;
-};
-// A coefficient for each lane: what vectors of the rows layout take.
-template <class C>
-class OfColumns {
- public:
-  FASTREG_HD OfColumns(const C* values, int64_t column) : values_(values + column) {}
-  FASTREG_HD vector_of<C> operator[](int64_t i) const { return load(values_ + i); }
-
- private:
-  const C* values_;
-};
-
-// What stages know of a layout.
-struct InPlanes {
-  static constexpr bool kInRows = false;
-  template <class C>
-  using Coefficient = OfChannel<C>;
-};
-struct InRows {
-  static constexpr bool kInRows = true;
-  template <class C>
-  using Coefficient = OfColumns<C>;
-};
-
-// The tiles of a section in the planes layout, and sums over those of one channel, in S. again: whether a pass
-// before has read x and dy.
-template <class T, class S = double>
-class PlaneTiles {
- public:
-  using Layout = InPlanes;
-
-  PlaneTiles(const Section& s, bool again)
-      : runs_(s),
-        channel_(s.channel),
-        ahead_(prefetch_distance<T>(s.planes, s.together)),
-        again_ahead_(again && s.planes.cached ? 0 : ahead_) {}
-
-  // The next tile; false if there is none.
-  bool operator()(Tile& tile) {
-    tile.clear();
-    tile.ahead = ahead_;
-    tile.again_ahead = again_ahead_;
-    while (runs_.count > 0 || runs_.advance()) {
-      // A short run is not cut into two.
-      if (tile.left() == 0 || (runs_.count > tile.left() && runs_.count <= kTile)) break;
-      const int64_t count = runs_.count < tile.left() ? runs_.count : tile.left();
-      tile.add(runs_.offset, runs_.channel, count);
-      runs_.offset += count;
-      runs_.count -= count;
-    }
-    return tile.number > 0;
-  }
-
-  template <class U>
-  void add_moments(const Tile& tile, Operand<U> x, const double* centre) {
-    for (const Piece& p : tile)
-      sums_.add(p.count, [&](int64_t i, int64_t count, LaneSums<S>& lanes) {
-        add_run_moments(x[p] + i, count, x.ahead(tile), centre[channel_], lanes);
-      });
-  }
-  template <class C, class U>
-  void add_grad_sums(const Tile& tile, const C* dy, Operand<U> x, const double* mean) {
-    for (const Piece& p : tile)
-      sums_.add(p.count, [&](int64_t i, int64_t count, LaneSums<S>& lanes) {
-        add_run_grad_sums(dy + p.at + i, 0, x[p] + i, x.ahead(tile), count, mean[channel_], lanes);
-      });
-  }
-  void finish(double* sums) { sums_.total(sums); }
-
- private:
-  Runs runs_;
-  int64_t channel_, ahead_, again_ahead_;
-  RunSums<S> sums_;
-};
-
-// The same in the rows layout: tiles of some rows by some columns.
-template <class T, class S = double>
-class RowTiles {
- public:
-  using Layout = InRows;
-
-  explicit RowTiles(const Section& s, double* sums = nullptr)
-      : channels_(s.planes.channels),
-        first_(s.channel),
-        last_(s.channel + s.together),
-        row_(s.begin),
-        end_(s.end),
-        column_(first_),
-        sums_(sums),
-        other_sums_(sums + padded(s.together)) {
-    if (sums) memset(sums, 0, size_t(2 * padded(s.together)) * sizeof(double));
-  }
-
-  bool operator()(Tile& tile) {
-    if (column_ + columns_ >= last_) {
-      row_ += rows_;
-      column_ = first_;
-    } else {
-      column_ += columns_;
-    }
-    if (row_ >= end_) return false;
-    columns_ = last_ - column_ < kColumns ? last_ - column_ : kColumns;
-    if (column_ == first_) {
-      const int64_t most = kTile / piece_pitch(columns_);
-      rows_ = most < end_ - row_ ? most : end_ - row_;
-    }
-    tile.clear();
-    tile.ahead = tile.again_ahead = prefetch_distance<T>(channels_);
-    for (int64_t r = row_; r < row_ + rows_; ++r) tile.add(r * channels_ + column_, column_, columns_);
-    return true;
-  }
-
-  template <class U>
-  void add_moments(const Tile& tile, Operand<U> x, const double* centre) {
-    add_row_moments<S>(x[tile.pieces[0]], pitch(x), rows_, columns_, 0, centre + column_, sums_ + (column_ - first_),
-                       other_sums_ + (column_ - first_));
-  }
-  template <class C, class U>
-  void add_grad_sums(const Tile& tile, const C* dy, Operand<U> x, const double* mean) {
-    add_row_grad_sums<S>(dy, piece_pitch(columns_), x[tile.pieces[0]], pitch(x), rows_, columns_, 0, mean + column_,
-                         sums_ + (column_ - first_), other_sums_ + (column_ - first_));
-  }
-  void finish(double*) const {}
-
- private:
-  static constexpr int64_t kColumns = 128;  // so that at least eight rows share one load and store of sums
-
-  template <class U>
-  int64_t pitch(Operand<U> x) const {
-    return x.in_buffer ? piece_pitch(columns_) : channels_;
-  }
-
-  int64_t channels_, first_, last_, row_, end_, column_, columns_ = 0, rows_ = 0;
-  double *sums_, *other_sums_;
-};
 
 // ---- Stages ----
 
@@ -385,14 +240,14 @@ void normalize_act(Tiles tiles, const T* x, T* y, const ForwardCoefficients<comp
   }
 }
 
-template <class Tiles, class T>
-void moments_act(Tiles tiles, const T* x, const Activation& pre_act, const double* centre, double* sums) {
+template <class Tiles, class Sums, class T>
+void moments_act(Tiles tiles, Sums sums, const T* x, const Activation& pre_act) {
   Normalised<T> normalised(x, pre_act);
   for (Tile tile; tiles(tile);) {
     normalised.compute(tile);
-    normalised.with([&](auto operand) { tiles.add_moments(tile, operand, centre); });
+    normalised.with([&](auto operand) { sums.add_moments(tile, operand); });
   }
-  tiles.finish(sums);
+  sums.finish();
 }
 
 // dz, the gradient of z, in a buffer.
@@ -422,13 +277,13 @@ class ArgumentGradient {
   TileBuffer<C> z_;
 };
 
-template <class Tiles, class T>
-void grad_sums_act(Tiles tiles, const T* dy, const T* x, const ForwardCoefficients<compute_t<T>>& f, const double* mean,
-                   const Epilogue<T>& e, double* sums) {
+template <class Tiles, class Sums, class T>
+void grad_sums_act(Tiles tiles, Sums sums, const T* dy, const T* x, const ForwardCoefficients<compute_t<T>>& f,
+                   const Epilogue<T>& e, int64_t channels) {
   constexpr typename Tiles::Layout layout;
   Normalised<T> normalised(x, e.pre_act);
   ArgumentGradient<typename Tiles::Layout, T> gradient;
-  TermSums<typename Tiles::Layout> slope_sums(e.slope_sums);
+  TermSums<typename Tiles::Layout> slope_sums(e.slope_sums, channels);
   const bool direct = is_direct(e);
   for (Tile tile; tiles(tile);) {
     if (direct) {
@@ -439,9 +294,9 @@ void grad_sums_act(Tiles tiles, const T* dy, const T* x, const ForwardCoefficien
     }
     if (e.dz) store_tile(tile, gradient.dz.values, e.dz);
     if (e.slope_sums) slope_sums.add(tile, gradient.slope_terms());
-    normalised.with([&](auto operand) { tiles.add_grad_sums(tile, gradient.dz.values, operand, mean); });
+    normalised.with([&](auto operand) { sums.add_grad_sums(tile, gradient.dz.values, operand); });
   }
-  tiles.finish(sums);
+  sums.finish();
   if (e.slope_sums) slope_sums.finish();
 }
 
@@ -476,9 +331,9 @@ void moments_of_section(const Section& s, const T* x, const Activation& pre_act,
   in_type<T>(how, [&](auto zero) {
     using S = decltype(zero);
     if (s.rows) {
-      moments_act(RowTiles<T, S>(s, sums), x, pre_act, centre, sums);
+      moments_act(RowTiles<T>(s), RowSums<S>(s, centre, sums), x, pre_act);
     } else {
-      moments_act(PlaneTiles<T, S>(s, false), x, pre_act, centre, sums);
+      moments_act(PlaneTiles<T>(s, false), PlaneSums<S>(s, centre, sums), x, pre_act);
     }
   });
 }
@@ -496,12 +351,13 @@ void normalize_section(const Section& s, const T* x, T* y, const ForwardCoeffici
 template <class T>
 void grad_sums_of_section(const Section& s, const T* dy, const T* x, const ForwardCoefficients<compute_t<T>>& f,
                           const double* mean, const Epilogue<T>& e, double* sums, Summation how) {
+  const int64_t channels = s.planes.channels;
   in_type<T>(how, [&](auto zero) {
     using S = decltype(zero);
     if (s.rows) {
-      grad_sums_act(RowTiles<T, S>(s, sums), dy, x, f, mean, e, sums);
+      grad_sums_act(RowTiles<T>(s), RowSums<S>(s, mean, sums), dy, x, f, e, channels);
     } else {
-      grad_sums_act(PlaneTiles<T, S>(s, false), dy, x, f, mean, e, sums);
+      grad_sums_act(PlaneTiles<T>(s, false), PlaneSums<S>(s, mean, sums), dy, x, f, e, channels);
     }
   });
 }

@@ -1,5 +1,5 @@
 // prelu over a tile: the stages that know of which channel an element is, which those of other activations do not need
-// to. Layout: InPlanes or InRows of batch_norm_act.inl.
+// to. Layout: InPlanes or InRows of section_tiles.inl.
 #pragma once
 
 namespace fastreg::cpu::FASTREG_ISA {
@@ -29,12 +29,12 @@ __attribute__((noinline)) void differentiate_by_channel(Layout, const Tile& tile
   }
 }
 
-// One more sum per channel, in double, over what tiles hold in a buffer: of a section of one channel, or of rows.
+// One more sum per channel, in double, over what tiles hold in a buffer: of a section of one channel, or of rows. sums:
+// of all channels; what is found is added to them.
 template <class Layout>
 class TermSums {
  public:
-  // sums: of all channels; what is found is added to them.
-  explicit TermSums(double* sums) : sums_(sums) {}
+  TermSums(double* sums, int64_t) : sums_(sums) {}
 
   template <class C>
   FASTREG_HD void add(const Tile& tile, const C* terms) {
@@ -42,22 +42,14 @@ class TermSums {
       channel_ = p.position;
       const C* const run = terms + p.at;
       int64_t i = 0;
-      if constexpr (Layout::kInRows) {
-        for (; i < p.count; i += kF64) {
-          double* const to = sums_ + channel_ + i;
-          store(to, load(to) + load_as<double>(run + i, p.count - i, 0.0));
-        }
-      } else {
-        for (; i + kStep<double> <= p.count; i += kStep<double>)
-          for (int k = 0; k < kParts; ++k) lanes_[k] += widen(run + i + k * kF64);
-        for_each_part<double>(
-            p.count - i, [&](int k, int64_t rest) { lanes_[k] += load_as<double>(run + i + k * kF64, rest, 0.0); });
-      }
+      for (; i + kStep<double> <= p.count; i += kStep<double>)
+        for (int k = 0; k < kParts; ++k) lanes_[k] += widen(run + i + k * kF64);
+      for_each_part<double>(p.count - i,
+                            [&](int k, int64_t rest) { lanes_[k] += load_as<double>(run + i + k * kF64, rest, 0.0); });
     }
   }
 
   FASTREG_HD void finish() const {
-    if constexpr (Layout::kInRows) return;
     double lanes[kStep<double>], sum = 0;
     for (int k = 0; k < kParts; ++k) store(lanes + k * kF64, lanes_[k]);
     for (const double lane : lanes) sum += lane;
@@ -68,6 +60,27 @@ class TermSums {
   double* sums_;
   int64_t channel_ = 0;
   f64 lanes_[kParts] = {};
+};
+
+template <>
+class TermSums<InRows> {
+ public:
+  TermSums(double* sums, int64_t channels) : sums_(sums, channels) {}
+
+  template <class C>
+  FASTREG_HD void add(const Tile& tile, const C* terms) {
+    const Piece& first = tile.pieces[0];
+    double* const to = sums_.of(first);
+    for (int64_t i = 0; i < first.count; i += kF64) {
+      f64 sum = load(to + i);
+      for (const Piece& p : tile) sum += load_as<double>(terms + p.at + i, p.count - i, 0.0);
+      store(to + i, sum);
+    }
+  }
+  void finish() const { sums_.finish(); }
+
+ private:
+  ColumnSums sums_;
 };
 
 }  // namespace fastreg::cpu::FASTREG_ISA

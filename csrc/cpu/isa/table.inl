@@ -10,6 +10,8 @@
 #include "activation.inl"
 #include "tile.inl"
 
+#include "section_tiles.inl"
+
 #include "prelu.inl"
 
 #include "act_dropout.inl"

@@ -5,7 +5,7 @@
 
 namespace fastreg::cpu::FASTREG_ISA {
 
-constexpr int kPieceStep = 32;  // pieces start at multiples of it within a tile: whole vectors
+constexpr int kPieceStep = 16;  // pieces start at multiples of it within a tile: whole vectors
 
 // Elements that lie together: where in memory, where in the tile, and how many. position: where their coefficients
 // begin, the channel or the first column.
