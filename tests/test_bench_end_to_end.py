@@ -125,7 +125,8 @@ def fail(device, wrap):
 
 
 def test_a_process_that_fails_fails_all():
-    with pytest.raises(Exception, match="ValueError: of a process"):
+    # The other one may notice first that it is gone.
+    with pytest.raises(Exception, match="ValueError: of a process|Connection closed by peer"):
         distributed.run(fail, "cpu", 2)
 
 
