@@ -97,8 +97,8 @@ struct ActDropout {
   FeatureMap features;
 };
 
-// How a sum of two is taken: in double, or in the compute type over blocks of some hundred elements, the blocks then in
-// double. The latter takes half the time, and overflows or cancels where the former would not.
+// How a channel's two sums are taken: in double, or with fewer instructions in the compute type over blocks of some
+// hundred elements, the blocks then in double. The latter overflows or cancels where the former would not.
 enum class Summation { fast, precise };
 
 // centre, mean: arrays of all channels, padded. sums: two arrays of padded(together), or two numbers in the planes
