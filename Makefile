@@ -47,11 +47,11 @@ py-test: $(call stamp,test) $(call stamp,bench)  ## the Python tests
 	$(PY) -m pytest $(ARGS)
 
 # What holds for the CPU backend has to hold for the CUDA kernels, run on the CPU.
-KERNEL_TESTS := $(wildcard tests/test_dropout.py tests/test_dropout_family.py tests/test_dropout_identity.py \
-  tests/test_batch_norm.py tests/test_batch_norm_parts.py \
-  tests/test_batch_norm_tiers.py tests/test_fused.py tests/test_fused_operators.py tests/test_fused_masks.py \
-  tests/test_fused_gates.py tests/test_fused_prelu.py tests/test_fused_programs.py tests/test_fused_tiers.py \
-  tests/test_batch_norm_fallback.py tests/test_*_refused.py tests/test_nn_*.py)
+KERNEL_TESTS := $(addprefix tests/,nn $(addprefix functional/,test_dropout.py test_dropout_family.py test_batch_norm.py \
+  test_fused.py test_batch_norm_refused.py test_dropout_refused.py test_dropout_family_refused.py) \
+  $(addprefix ops/,test_dropout_identity.py test_batch_norm_parts.py test_fused_operators.py test_fused_masks.py \
+  test_fused_gates.py test_fused_prelu.py) transforms/test_fused_programs.py $(addprefix cuda/,test_batch_norm_tiers.py \
+  test_batch_norm_fallback.py test_fused_tiers.py))
 kernel-test: $(call stamp,test)  ## the Python tests of the operators on the CUDA kernels, in the host executor
 	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PY) -m pytest $(KERNEL_TESTS) $(ARGS)
 

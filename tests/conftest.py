@@ -66,7 +66,7 @@ def four_ranks(tmp_path_factory):
 
 
 def ranks_of(size, tmp_path_factory):
-    from ranks import Ranks
+    from tests.distributed.ranks import Ranks
 
     group = Ranks(size, tmp_path_factory.mktemp("ranks"))
     yield group
