@@ -47,13 +47,8 @@ py-test: $(call stamp,test) $(call stamp,bench)  ## the Python tests
 	$(PY) -m pytest $(ARGS)
 
 # What holds for the CPU backend has to hold for the CUDA kernels, run on the CPU.
-KERNEL_TESTS := $(addprefix tests/,nn $(addprefix functional/,test_dropout.py test_dropout_family.py test_batch_norm.py \
-  test_fused.py test_batch_norm_refused.py test_dropout_refused.py test_dropout_family_refused.py) \
-  $(addprefix ops/,test_dropout_identity.py test_batch_norm_parts.py test_fused_operators.py test_fused_masks.py \
-  test_fused_gates.py test_fused_prelu.py) transforms/test_fused_programs.py $(addprefix cuda/,test_batch_norm_tiers.py \
-  test_batch_norm_fallback.py test_fused_tiers.py))
-kernel-test: $(call stamp,test)  ## the Python tests of the operators on the CUDA kernels, in the host executor
-	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PY) -m pytest $(KERNEL_TESTS) $(ARGS)
+kernel-test: $(call stamp,test) $(call stamp,bench)  ## those marked kernels, on the CUDA kernels in the host executor
+	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PY) -m pytest $(ARGS)
 
 cpp-test: $(call stamp,torch)  ## the CUDA kernels on the CPU, under sanitizers, without Python
 	$(if $(VENV),PATH="$(abspath $(VENV))/bin:$$PATH" &&) cmake -S . -B build/cpp -G Ninja && \

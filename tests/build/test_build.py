@@ -316,3 +316,18 @@ def test_cuda_tests_are_counted(pytester, monkeypatch, gpu):
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=2 if gpu else 1, deselected=0 if gpu else 1)
     assert ("1 tests need a GPU and have not run" in result.stdout.str()) is not gpu
+
+
+@pytest.mark.parametrize("executed", [False, True])
+def test_kernel_tests_are_those_marked(pytester, executed):
+    pytester.makeconftest(f"{(ROOT / 'tests/conftest.py').read_text()}\nEXECUTED = {executed}")
+    pytester.makeini("[pytest]\nmarkers = kernels: on the CUDA kernels, too")
+    pytester.makepyfile("""
+        import pytest
+        def test_of_others(): pass
+        @pytest.mark.kernels
+        def test_of_kernels(): pass
+    """)
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(passed=1 if executed else 2, deselected=1 if executed else 0)
+    assert ("1 tests are not marked kernels and have not run" in result.stdout.str()) is executed

@@ -8,7 +8,7 @@ import torch
 from fastreg import _extension, nn
 from tests.common import channels_last, contiguous
 
-pytestmark = pytest.mark.executor
+pytestmark = [pytest.mark.kernels, pytest.mark.executor]
 
 # Tiers, and what they divide among blocks that have to be resident together. Of the last the streamed kernels gather
 # the gates otherwise than the tier.

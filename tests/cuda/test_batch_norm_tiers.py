@@ -14,7 +14,7 @@ KINDS = ["output", "grad_input", "grad_parameter", "grad_parameter", "running", 
 TIERS = ["slab", "cluster", "streamed"]
 
 # Where the CPU backend runs there are no tiers.
-pytestmark = pytest.mark.parametrize("device", DEVICES if KERNELS else DEVICES[1:])
+pytestmark = [pytest.mark.kernels, pytest.mark.parametrize("device", DEVICES if KERNELS else DEVICES[1:])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

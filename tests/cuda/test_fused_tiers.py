@@ -17,7 +17,7 @@ TIERS = ["slab", "cluster", "grid", "l2"]
 STATE = torch.tensor([7, 16])
 
 # Where the CPU backend runs there are no tiers.
-pytestmark = pytest.mark.parametrize("device", DEVICES if KERNELS else DEVICES[1:])
+pytestmark = [pytest.mark.kernels, pytest.mark.parametrize("device", DEVICES if KERNELS else DEVICES[1:])]
 
 
 def stages():

@@ -10,6 +10,8 @@ from fastreg.functional import Activation, act_dropout, batch_norm_act
 from tests.common import DEVICES, DTYPES, channels_last, contiguous, transposed
 from tests.tolerances import error, ulp
 
+pytestmark = pytest.mark.kernels
+
 # What torch computes under each name, said again: the table is not its own reference.
 TORCHS = {
     "identity": lambda x, w: x,

@@ -7,9 +7,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastreg
 from tests.common import DEVICES, channels_last, contiguous
 
-pytestmark = pytest.mark.skipif(
-    fastreg._extension.problem() is not None, reason=f"no extension: {fastreg._extension.problem()}"
-)
+pytestmark = [
+    pytest.mark.kernels,
+    pytest.mark.skipif(
+        fastreg._extension.problem() is not None, reason=f"no extension: {fastreg._extension.problem()}"
+    ),
+]
 ops = torch.ops.fastreg
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -12,6 +12,8 @@ from fastreg.reference import fused
 from tests.common import DEVICES, DTYPES, LAYOUTS, channels_last, contiguous
 from tests.tolerances import assert_accurate
 
+pytestmark = pytest.mark.kernels
+
 ops = torch.ops.fastreg
 STATE = torch.tensor([11, 24])
 EPS = 1e-5
