@@ -88,7 +88,7 @@ def drop_sharded(name, input, p, inplace, rng_state, dims, transform, residual=N
     """:func:`drop` of a DTensor: each device drops its part with the whole tensor's mask."""
     if dims is not None and input.dim() < dims:
         raise RuntimeError(f"{name}: input must have at least {dims} dimensions, got {input.dim()}")
-    from fastreg import sharded_tensors
+    from fastreg import sharded_tensors  # not before there is a DTensor: it takes long
 
     def apply(local, state, strides, index_map, residual):
         if not has_operators(device_type(local)):

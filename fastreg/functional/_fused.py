@@ -16,12 +16,8 @@ from fastreg import _activation, ops, reference, rng_states, sharding
 from fastreg._activation import Activation
 from fastreg._routing import device_type, has_operators, is_ours, is_sharded, is_transformed
 from fastreg.functional import _drop_path
-from fastreg.functional._batch_norm import (
-    batch_norm_of_shards,
-    batch_norm_with_count,
-    check_batch_norm,
-    takes_batch_norm,
-)
+from fastreg.functional._batch_norm import batch_norm_of_shards, batch_norm_with_count, takes_batch_norm
+from fastreg.functional._batch_norm_checks import check_batch_norm
 from fastreg.functional._dropout import dropout
 from fastreg.functional._dropout_calls import given_state
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastreg import ops
-from fastreg.functional._batch_norm import check_statistics_of_training
+from fastreg.functional._batch_norm_checks import check_statistics_of_training
 
 # The collectives that torch.compile has no need to rewrite, and eager code can call as well.
 _collectives = torch.ops._c10d_functional
