@@ -3,9 +3,10 @@
 from torch import nn
 
 from fastreg.conversion import layers
-from fastreg.conversion.classes import PLANS, check_module
+from fastreg.conversion.classes import check_module
 from fastreg.conversion.fusion import fuse as fuse_parent
 from fastreg.nn import sync_batch_norm
+from fastreg.nn.derived import PLANS, restore
 
 
 def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
@@ -68,6 +69,6 @@ def revert(model: nn.Module) -> nn.Module:
 
 def _restore(model):
     for module in model.modules():
-        layers.restore(module)
+        restore(module)
         module.__dict__.pop(PLANS, None)
     return model

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.jit import ScriptModule
 
-from fastreg.conversion.classes import PLANS, Derived, derive, original_of
 from fastreg.conversion.layers import NormWithAct, Subclass
 from fastreg.conversion.plans import Plan
 from fastreg.conversion.tracing import TENSOR, kind
+from fastreg.nn.derived import PLANS, Derived, derive, original_of
 
 MOST_PLANS = 16  # of one module: forwards that are called with ever new numbers are left as they are
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import fastreg.nn
 from fastreg import _activation
 from fastreg._activation import Activation
-from fastreg.conversion.classes import Derived, derive, original_of
 from fastreg.nn.batch_norm import statistics_and_settings
+from fastreg.nn.derived import CONVERTED, Derived, derive
 from fastreg.nn.tracing import traced_call
 
 # fastreg's class for each of torch's, and back.
@@ -44,7 +44,6 @@ ACTIVATIONS = {
     "timm.layers.activations.Swish": "silu",
     "timm.layers.activations.Tanh": "tanh",
 }
-CONVERTED = "_fastreg_converted"  # set on a layer whose class was torch's own
 # What a subclass may not define to be replaced: it would no longer be called, or called at other times.
 _OVERRIDES = {"forward", "__call__", "_check_input_dim", "reset_parameters", "__getattr__", "__setattr__"}
 
@@ -86,14 +85,6 @@ def replace(layer: nn.Module) -> None:
     if new in TORCHS:
         layer.__dict__[CONVERTED] = True
     layer.__class__ = new
-
-
-def restore(module: nn.Module) -> None:
-    """Undo :func:`replace`, or what a parent's class became."""
-    if isinstance(module, Derived):
-        module.__class__ = original_of(type(module))
-    elif module.__dict__.pop(CONVERTED, False):
-        module.__class__ = TORCHS[type(module)]
 
 
 class Subclass(Derived):

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fastreg.conversion import layers
-from fastreg.conversion.classes import Derived, check_module, original_of
+from fastreg.conversion.classes import check_module
 from fastreg.conversion.fusion import Fused, plans_of
 from fastreg.conversion.patterns import Site
+from fastreg.nn.derived import Derived, original_of
 
 
 @dataclass(frozen=True)

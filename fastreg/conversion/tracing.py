@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Proxy, Tracer
 
-from fastreg.conversion.classes import original_of
 from fastreg.conversion.layers import CONTAINERS, is_hooked, qualified_name
+from fastreg.nn.derived import original_of
 
 TENSOR = "tensor"
 
