@@ -57,11 +57,12 @@ cpp-test: $(call stamp,torch)  ## the CUDA kernels on the CPU, under sanitizers,
 build: $(call stamp,test)  ## compile and install fastreg, editable
 	$(BUILD)
 
-lint: .venv-lint/.installed  ## ruff, clang-format, and no torch header near the kernels
+lint: .venv-lint/.installed  ## ruff, clang-format, the order of imports, and no torch header near the kernels
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
 	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
+	.venv-lint/bin/python -m tests.build.import_order
 	! grep -rnE '# *include *[<"](torch|ATen|c10|pybind11|Python)\b' csrc/kernels csrc/cpu/isa
 
 gpu-check: $(call stamp,test) $(call stamp,bench)  ## all that needs a GPU, in phases; results to commit (ARGS=--resume)
