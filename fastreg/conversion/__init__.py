@@ -1,7 +1,7 @@
 """Models that compute with fastreg, and back: ``fastreg.convert``, ``report`` and ``revert``.
 
 layers    which layers are replaced or recognised, other libraries' among them
-classes   what is converted (classes made at run time: fastreg.nn.derived)
+classes   classes made at run time, that pickle
 tracing   a module's forward as a graph, or the reason why not
 patterns  the sites in a graph that one function computes
 sites     what such a site computes
