@@ -7,6 +7,7 @@ would put together is what they do put together. No code of the module's runs.
 
 import ast
 import builtins
+import contextlib
 import copy
 import inspect
 import operator
@@ -31,8 +32,8 @@ class _Left(Exception):
 
 
 def read(module: nn.Module, methods: dict[str, Callable], training: bool) -> tuple[list, list[nn.Module]]:
-    """What a forward has: its sites, (the batch norm or dropout that it is named by, what is fused), in their order; and
-    the modules that would have been fused with a batch norm, were they known.
+    """What a forward has: its sites, (the batch norm or dropout that it is named by, what is fused), in their order;
+    and the modules that would have been fused with a batch norm, were they known.
 
     methods: the rewritten ones of the module's class.
     """
@@ -56,10 +57,8 @@ class _Reader:
         for argument in [*rest, *node.args.kwonlyargs]:
             self.names[argument.arg] = self.tensor
         self._defaults(node)
-        try:
+        with contextlib.suppress(_Left):
             self.block(body)
-        except _Left:
-            pass
 
     def _defaults(self, node):
         """An argument whose default is None or a flag is read as that."""
@@ -136,9 +135,8 @@ class _Reader:
 
     def _For(self, node):
         items = self.value(node.iter)
-        for item in (
-            list(items)[:1000] if isinstance(items, list | tuple | nn.ModuleList | nn.Sequential) else [self.tensor]
-        ):
+        known = isinstance(items, list | tuple | nn.ModuleList | nn.Sequential)
+        for item in list(items) if known else [self.tensor]:
             self.bind(node.target, item)
             try:
                 self.block(node.body)

@@ -11,7 +11,8 @@ from fastreg import _activation
 from fastreg.conversion import layers
 from fastreg.conversion.classes import check_module
 from fastreg.conversion.fusion import Fused, Sites, sites_of
-from fastreg.conversion.rewriting import definition, own_methods
+from fastreg.conversion.rewriting import own_methods
+from fastreg.conversion.source import definition
 from fastreg.nn.derived import CONVERTED, Derived, Unreadable, kind_and_original, original_of, undone
 
 

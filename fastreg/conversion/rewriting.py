@@ -7,13 +7,9 @@ but the next step. Before whatever is neither a step nor a quiet expression, wha
 The rewritten code has the globals, closure, defaults and line numbers of the original.
 """
 
-import __future__
-
 import ast
 import copy
-import functools
 import inspect
-import linecache
 import types
 from collections.abc import Callable
 
@@ -23,6 +19,7 @@ from torch import nn
 from fastreg.conversion import held
 from fastreg.conversion.liveness import Liveness, shared_names
 from fastreg.conversion.reading import Reading
+from fastreg.conversion.source import compiled, definition
 from fastreg.nn.derived import Unreadable
 
 HELPERS = {
@@ -41,99 +38,7 @@ HELPERS = {
 }
 DEFINITION = "_fastreg_definition"  # the attribute of a rewritten function that holds it, and its body
 SLOT, _OWNER, _ORIGINAL = "_fastreg_slot", "_fastreg_owner", "_fastreg_original"
-_FUTURES = functools.reduce(
-    int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
-)
 _OF_ANY_SCOPE = {"locals", "vars", "dir", "eval", "exec", "globals"}  # functions that see local names
-
-
-def definition(function: Callable) -> ast.FunctionDef:
-    """The definition of a function, with the line numbers of its file.
-
-    Raises:
-        Unreadable: there is none, or it is not what runs.
-    """
-    if not isinstance(function, types.FunctionType):
-        raise Unreadable(f"forward is a {type(function).__name__}, not a function")
-    if hasattr(function, "__wrapped__"):
-        raise Unreadable("forward is decorated")
-    code = function.__code__
-    if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
-        raise Unreadable("forward is a generator or a coroutine")
-    try:
-        lines, first = inspect.getsourcelines(code)
-        indented = lines[0][:1].isspace()
-        tree = ast.parse("if 1:\n" * indented + "".join(lines))
-    except (OSError, TypeError, SyntaxError, IndexError) as error:
-        raise Unreadable("the source of forward cannot be had") from error
-    node = tree.body[0].body[0] if indented else tree.body[0]
-    if not isinstance(node, ast.FunctionDef) or not node.args.posonlyargs + node.args.args:
-        raise Unreadable("forward is no function of a module")
-    ast.increment_lineno(node, first - 1 - indented)
-    node.decorator_list = []
-    if not _same(_compiled(node, function), code):
-        raise Unreadable("the source of forward is not what runs")
-    return node
-
-
-def _compiled(node, function, more=()):
-    """The code of a definition, in a class of the same name, with function's free names and some more."""
-    scopes = function.__qualname__.split(".")
-    body = [node]
-    if len(scopes) > 1 and scopes[-2] != "<locals>":
-        body = [_class(scopes[-2], body)]
-    names = [*function.__code__.co_freevars, *more]
-    outer = ast.parse(f"def outer({', '.join(name for name in names if name != '__class__')}): pass").body[0]
-    outer.body = body
-    # Calls of what a file imports are compiled in another way.
-    imports = [ast.Import([ast.alias(name)]) for name in _imported(function.__code__.co_filename)]
-    module = ast.fix_missing_locations(ast.Module([*imports, outer], []))
-    flags = function.__code__.co_flags & _FUTURES
-    code = compile(module, function.__code__.co_filename, "exec", flags, dont_inherit=True)
-    for _ in range(2 + (body[0] is not node)):
-        code = next(
-            c for c in code.co_consts if isinstance(c, types.CodeType) and c.co_name in _inside(code, node, body)
-        )
-    return code
-
-
-@functools.lru_cache(maxsize=256)
-def _imported(filename):
-    """The names that a file imports, but within functions and classes."""
-    found, waiting = set(), list(ast.parse("".join(linecache.getlines(filename))).body)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            waiting += ast.iter_child_nodes(node)
-    return sorted(found - {"*"})
-
-
-def _class(name, body):
-    node = ast.parse(f"class {name}: pass").body[0]
-    node.body = body
-    return node
-
-
-def _inside(code, node, body):
-    if code.co_name == "<module>":
-        return {"outer"}
-    return {body[0].name} if code.co_name == "outer" else {node.name}
-
-
-def _same(one, other):
-    """Whether two code objects do the same, wherever they were compiled."""
-    fields = ("co_code", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_argcount", "co_kwonlyargcount")
-    if any(getattr(one, field) != getattr(other, field) for field in (*fields, "co_posonlyargcount")):
-        return False
-    if len(one.co_consts) != len(other.co_consts):
-        return False
-    for a, b in zip(one.co_consts, other.co_consts, strict=True):
-        code = isinstance(a, types.CodeType) and isinstance(b, types.CodeType)
-        if not (_same(a, b) if code else type(a) is type(b) and repr(a) == repr(b)):
-            return False
-    return True
 
 
 def _load(name):
@@ -301,17 +206,15 @@ class _Rewriter(ast.NodeTransformer):
 
     def _Try(self, node):
         body, orelse = [*self.block(node.body), *_flush(node)], self.block(node.orelse)
-        handlers = [
-            ast.copy_location(
-                ast.ExceptHandler(h.type and self.visit(h.type), h.name, [*_flush(h), *self.block(h.body), *_flush(h)]),
-                h,
-            )
-            for h in node.handlers
-        ]
+        handlers = [ast.copy_location(self._handler(handler), handler) for handler in node.handlers]
         final = [*_flush(node), *self.block(node.finalbody)] if node.finalbody else []
         return [*_flush(node), type(node)(body, handlers, [*orelse, *_flush(node)] if orelse else [], final)]
 
     _TryStar = _Try
+
+    def _handler(self, node):
+        body = [*_flush(node), *self.block(node.body), *_flush(node)]
+        return ast.ExceptHandler(node.type and self.visit(node.type), node.name, body)
 
     def _Match(self, node):
         cases = [ast.match_case(c.pattern, c.guard and self.visit(c.guard), self.block(c.body)) for c in node.cases]
@@ -347,7 +250,7 @@ def rewrite(owner: type, name: str, quiet: Callable[[str], bool]) -> types.Funct
         ast.copy_location(new, node) if new not in body else None
     cells = {name: types.CellType(helper) for name, helper in HELPERS.items()}
     cells |= {_OWNER: types.CellType(owner), _ORIGINAL: types.CellType(function)}
-    code = _compiled(node, function, tuple(cells))
+    code = compiled(node, function, tuple(cells))
     cells |= dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
     closure = tuple(cells[free] for free in code.co_freevars)
     new = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
