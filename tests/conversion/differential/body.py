@@ -3,11 +3,11 @@
 from contextlib import contextmanager
 from typing import NamedTuple
 
-# For each kind of input: its shape, layers that keep it, its batch norm, and the dropout of its channels.
+# For each kind of input: its shape without the samples, layers that keep it, its batch norm, and the dropout of its channels.
 KINDS = {
-    "rows": ("(5, 4)", ["nn.Linear(4, 4)", "nn.Linear(4, 4, bias=False)"], "nn.BatchNorm1d", "nn.Dropout"),
-    "images": ("(2, 4, 3, 3)", ["nn.Conv2d(4, 4, 3, padding=1)", "nn.Conv2d(4, 4, 1)"], "nn.BatchNorm2d", "nn.Dropout"),
-    "series": ("(3, 4, 5)", ["nn.Conv1d(4, 4, 1)", "nn.Conv1d(4, 4, 1, bias=False)"], "nn.BatchNorm1d", "nn.Dropout"),
+    "rows": ("4", ["nn.Linear(4, 4)", "nn.Linear(4, 4, bias=False)"], "nn.BatchNorm1d", "nn.Dropout"),
+    "images": ("4, 3, 3", ["nn.Conv2d(4, 4, 3, padding=1)", "nn.Conv2d(4, 4, 1)"], "nn.BatchNorm2d", "nn.Dropout"),
+    "series": ("4, 5", ["nn.Conv1d(4, 4, 1)", "nn.Conv1d(4, 4, 1, bias=False)"], "nn.BatchNorm1d", "nn.Dropout"),
 }
 
 
@@ -26,18 +26,20 @@ class Module:
         self.init, self.methods, self.class_lines = [], [], []
         self.attributes = {}  # what kind: names
         self.changes = []  # statements with {m} for the module and {cls} for its class
+        self.switches = []  # those that turn a branch
+        self.features = set()
         self.hookable = []  # names of children
         self.children = {}  # name: Module
         self.count = 0
 
     def mark(self, feature):
-        self.program.features.add(feature)
+        self.features.add(feature)
 
     def name_for(self, prefix):
         self.count += 1
         return f"{prefix}{self.count}"
 
-    def attribute(self, kind, make, prefix=None, reuse=0.3, changes=()):
+    def attribute(self, kind, make, prefix=None, reuse=0.3, changes=(), switches=()):
         """The name of an attribute: one that is there already, or a new one that ``make()`` gives the expression of."""
         known = self.attributes.setdefault(kind, [])
         if known and self.random.random() < reuse:
@@ -46,6 +48,7 @@ class Module:
         self.init.append(f"self.{name} = {make()}")
         known.append(name)
         self.changes += [change.replace("{name}", name) for change in changes]
+        self.switches += [change.replace("{name}", name) for change in switches]
         return "self." + name
 
 

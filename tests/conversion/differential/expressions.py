@@ -138,19 +138,27 @@ def condition(body: Body, value: Value) -> str:
     module, random, v = body.module, body.random, value.text
 
     def attribute(kind, make, change, form="{}"):
-        return lambda: form.format(module.attribute(kind, lambda: make, reuse=0.5, changes=[change]))
+        return lambda: form.format(module.attribute(kind, lambda: make, reuse=0.5, switches=[change]))
 
     def of_class():
         if "shared" not in module.attributes:
             module.attributes["shared"] = ["shared"]
             module.class_lines.append(f"shared = {random.choice([True, False])}")
-            module.changes.append("{cls}.shared = not {cls}.shared")
+            module.switches.append("{cls}.shared = not {cls}.shared")
         return random.choice(["self.shared", "type(self).shared", f"{module.name}.shared"])
+
+    def switched(name_of, form, *changes):
+        def make():
+            name = name_of(body)
+            module.switches.extend(f"{{m}}.{name[5:]}.{change}" for change in changes)
+            return form.format(f"{name}.{changes[0].split()[0]}")
+
+        return make
 
     kinds = {
         "training": lambda: "self.training",
-        "p of a child": lambda: f"{drop_name(body)}.p > 0",
-        "training of a child": lambda: f"{norm_name(body, 0.7)}.training",
+        "p of a child": switched(drop_name, "{} > 0", "p = 0.0", "p = 0.5"),
+        "training of a child": switched(lambda b: norm_name(b, 0.7), "{}", "training ^= True", "training ^= True"),
         "options object": attribute("options", "Options(wide=True)", "{m}.{name}.wide ^= True", "{}.wide"),
         "dict": attribute("table", "{'open': True}", "{m}.{name}['open'] = not {m}.{name}['open']", "{}['open']"),
         "list": attribute("flags", "[True]", "{m}.{name}.append(not {m}.{name}[-1])", "{}[-1]"),
@@ -183,5 +191,5 @@ def none_parameter(body: Body) -> str:
     if "slope" not in body.module.attributes:
         body.module.attributes["slope"] = ["slope"]
         body.module.init.append("self.register_parameter('slope', None)")
-        body.module.changes.append("{m}.slope = nn.Parameter(torch.full((1,), 0.3, dtype={dtype}))")
+        body.module.switches.append("{m}.slope = nn.Parameter(torch.full((1,), 0.3, dtype={dtype}))")
     return "slope"

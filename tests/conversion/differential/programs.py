@@ -4,8 +4,8 @@ import random
 from dataclasses import dataclass, field
 
 from tests.conversion.differential.body import KINDS, Body, Module
-from tests.conversion.differential.scripts import write_script
-from tests.conversion.differential.statements import write
+from tests.conversion.differential.scripts import modules_of, write_script
+from tests.conversion.differential.statements import residual, write
 
 HEAD = """\
 import operator
@@ -48,7 +48,10 @@ class Block(Module):
             body.line(text)
             body.values["x"] = body.new_memory()
             value = body.get("x")
-        value = write(body, value)
+        if self.two and self.random.random() < 0.4:
+            value = residual(body, value)
+        else:
+            value = write(body, value)
         returned = value.text
         if self.returns == "tensor" and self.random.random() < 0.15 and len(body.values) > 1:
             returned = f"{value.text} + {body.another(value).text}"
@@ -76,6 +79,7 @@ class Child(Block):
         super().__init__(program, name)
         self.base, self.two, self.returns = base, base.two, "tensor"
         self.hookable, self.changes, self.children = [*base.hookable], [*base.changes], {**base.children}
+        self.switches = [*base.switches]
         self.count = 50
 
     def write(self):
@@ -112,7 +116,7 @@ class Program:
 
 def generate(seed: int) -> Program:
     choice = random.Random(seed)
-    program = Program(seed, choice, choice.choice(list(KINDS)), choice.random() < 0.12)
+    program = Program(seed, choice, choice.choice(list(KINDS)), choice.random() < 0.15)
     for number in range(choice.choice([0, 1, 1, 2])):
         program.blocks.append(Block(program, f"Block{number}").write())
     if program.blocks and choice.random() < 0.15:
@@ -120,7 +124,11 @@ def generate(seed: int) -> Program:
         program.blocks.append(Child(program, "Child", base).write())
     model = Block(program, "Model").write()
     script = write_script(program, model)
-    classes = [block.source() for block in [*program.blocks, model]]
+    used = {id(module) for _, module in modules_of(model, "")}
+    used |= {id(block.base) for block in program.blocks if id(block) in used}
+    blocks = [block for block in [*program.blocks, model] if id(block) in used]
+    program.features = program.features.union(*(block.features for block in blocks))
+    classes = [block.source() for block in blocks]
     dtype = "" if program.half else ".double()"
     make = f"def make():\n    torch.manual_seed({seed % 1000})\n    return Model(){dtype}"
     steps = "\n".join(["def script(model, see):", *("    " + line for line in script)])

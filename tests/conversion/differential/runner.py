@@ -212,8 +212,11 @@ def same(model):
     return model
 
 
-def check(program, convert=None, revert=None, record=None) -> Difference | None:
-    """Run a program plain and converted. record, if given, gets both runs."""
+def check(program, convert=None, revert=None, record=None, source=None) -> Difference | None:
+    """Run a program plain and converted.
+
+    record, if given, gets both runs. source is another text for the model that is converted.
+    """
     convert, revert = convert or fastreg.convert, revert or fastreg.revert
     filename = f"generated program {program.seed}, {next(_numbers)}.py"
     deterministic = not any(f.startswith("draws/") or f == "contexts/own rng" for f in program.features)
@@ -223,7 +226,9 @@ def check(program, convert=None, revert=None, record=None) -> Difference | None:
         try:
             plain = run(code, program.source, filename, same, same, deterministic)
             try:
-                ours = run(code, program.source, filename, convert, revert, deterministic)
+                other = source or program.source
+                code = compile(other, filename, "exec")
+                ours = run(code, other, filename, convert, revert, deterministic)
             except Exception as error:
                 return Difference(f"convert, report or revert: {type(error).__name__}", "", str(error)[:200])
         finally:
@@ -231,13 +236,14 @@ def check(program, convert=None, revert=None, record=None) -> Difference | None:
             builtins.isinstance = _isinstance
     if record is not None:
         record(plain, ours)
-    found = first_difference(plain, ours, 0.06 if program.half else 1e-7)
+    tolerance = 0.06 if program.half else 1e-7
+    found = first_difference(plain, ours, tolerance, strides=False) or first_difference(plain, ours, tolerance)
     if found is not None and found.kind.startswith("raises") and ours.error is not None:
         found.detail += f": {str(ours.error)[:160]}"
     return found
 
 
-def first_difference(plain: Run, ours: Run, tolerance: float) -> Difference | None:
+def first_difference(plain: Run, ours: Run, tolerance: float, strides: bool = True) -> Difference | None:
     for number, (theirs, mine) in enumerate(zip(plain.entries, ours.entries, strict=True)):
         where = f"phase {number}"
         errors = [{kind: v for kind, v in entries if kind.startswith("error")} for entries in (theirs, mine)]
@@ -251,7 +257,7 @@ def first_difference(plain: Run, ours: Run, tolerance: float) -> Difference | No
             if kind != other:
                 return Difference("order of events", where, f"{kind} became {other}")
             loose = tolerance * (8 if kind in ("gradient", "backward hook") and tolerance > 0.01 else 1)
-            if (found := difference(kind, where, a, b, loose)) is not None:
+            if (found := difference(kind, where, a, b, loose, strides)) is not None:
                 return found
         if len(theirs) != len(mine):
             return Difference("events", where, f"{[k for k, _ in theirs]} became {[k for k, _ in mine]}")

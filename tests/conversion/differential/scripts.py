@@ -5,7 +5,7 @@ import re
 from tests.conversion.differential.body import KINDS
 
 MODES = ["model.train()", "model.train()", "model.eval()"]
-AROUND = ["if True", "if True", "if True", "with torch.no_grad()", "with torch.inference_mode()"]
+AROUND = ["none", "none", "none", "none", "with torch.no_grad()", "with torch.inference_mode()"]
 HOOKS = {
     "forward": "{t}.register_forward_hook(lambda m, i, o: see.note('forward', i, o))",
     "forward changes": "{t}.register_forward_hook(lambda m, i, o: o * 2 if isinstance(o, torch.Tensor) else None)",
@@ -28,7 +28,7 @@ def write_script(program, model) -> list[str]:
     for number in range(random.choice([2, 3, 4])):
         lines.append(f"with see.phase('{number}'):")
         body = []
-        for _ in range(random.choice([0, 1, 1, 2]) if number else 0):
+        for _ in range(random.choice([0, 1, 2, 3]) if number else 0):
             body += change(random, mark, places)
         if random.random() < 0.08:
             mark("structure/copied")
@@ -38,7 +38,7 @@ def write_script(program, model) -> list[str]:
             body.append(random.choice(["see.convert(model)", "see.revert(model)", "see.convert(see.revert(model))"]))
         if random.random() < 0.04:
             mark("threads/first calls of copies")
-            body.append(f"see.threads(model.eval(), *[{inputs(program, model, 'leaf')}])")
+            body.append(f"see.threads(model.eval(), *[{inputs(program, model, 'leaf')[0]}])")
         body.append(random.choice(MODES))
         body += call(program, model, number)
         lines += ["    " + line for line in body]
@@ -55,17 +55,20 @@ def inputs(program, model, form):
     shape = KINDS[program.kind][0]
     dtype = "torch.float32" if program.half else "torch.float64"
     seeds = program.random.sample(range(9), 2 if model.two else 1)
+    samples = program.random.choice([2, 3, 5, 5, 5] if program.random.random() < 0.97 else [1])
+    shape = f"({samples}, {shape})"
     texts = {"leaf": "see.input({s}, {shape}, {dtype})", "owned": "see.input({s}, {shape}, {dtype}) * 1"}
     texts["plain"] = "see.input({s}, {shape}, {dtype}, grad=False)"
     texts["strided"] = "see.input({s}, {shape}, {dtype}).transpose(0, -1).contiguous().transpose(0, -1)"
-    return ", ".join(texts[form].format(s=s, shape=shape, dtype=dtype) for s in seeds)
+    texts["parameter"] = "nn.Parameter(see.input({s}, {shape}, {dtype}, grad=False))"
+    return [texts[form].format(s=s, shape=shape, dtype=dtype) for s in seeds]
 
 
 def call(program, model, number):
     random, mark = program.random, program.features.add
-    form = random.choice(["leaf", "owned", "owned", "owned", "plain", "strided"])
+    form = random.choice(["leaf", "owned", "owned", "owned", "owned", "plain", "strided", "parameter"])
     names = "x, s" if model.two else "x"
-    lines = [f"{names} = {inputs(program, model, form)}"]
+    lines = [f"{name} = {text}" for name, text in zip("xs", inputs(program, model, form), strict=False)]
     around = random.choice(AROUND)
     if program.half and random.random() < 0.7:
         mark("contexts/autocast outside")
@@ -75,11 +78,12 @@ def call(program, model, number):
         lines += ["with torch.inference_mode():", f"    {names[-1]} = {names[-1]} * 2"]
     if "grad" in around or "inference" in around:
         mark("contexts/no gradient outside")
-    lines += [f"{around}:", f"    y = model({names})"]
+    called = f"y = model({names})"
+    lines += [called] if around == "none" else [f"{around}:", f"    {called}"]
     lines.append(f"see({names}, y)")
     if "inference" in around and random.random() < 0.9:
         return lines
-    if form == "owned" and random.random() < 0.3:
+    if form == "owned" and random.random() < 0.4:
         mark("later/input written")
         lines.append(random.choice(["x += 1", "x += see.first(y)", "x.mul_(2)", "x.zero_()"]))
     if model.two and form == "owned" and random.random() < 0.4:
@@ -97,7 +101,7 @@ def change(random, mark, places):
     path, module = random.choice(places)
     target = random.choice([path] + [f"{path}.{name}" for name in module.hookable] * 2)
     chance = random.random()
-    if chance < 0.25 or not module.changes and chance < 0.6:
+    if chance < 0.25 or not module.changes + module.switches and chance < 0.6:
         kind = random.choice(list(HOOKS))
         mark(f"hooks/{kind}")
         return [HOOKS[kind].format(t=target)]
@@ -105,9 +109,14 @@ def change(random, mark, places):
         kind = random.choice(list(PATCHES))
         mark(f"patches/{kind}")
         return [PATCHES[kind].format(t=target, cls=module.name)]
-    if not module.changes:
+    changes = module.changes
+    if module.switches and random.random() < 0.75:
+        changes = module.switches
+    elif methods := [change for change in changes if "._mid" in change] if random.random() < 0.5 else []:
+        changes = methods
+    if not changes:
         return []
-    text = random.choice(module.changes)
+    text = random.choice(changes)
     if re.match(r"\{(m|cls)\}\._mid", text):
         mark("patches/own method")
     else:

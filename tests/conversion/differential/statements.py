@@ -43,6 +43,15 @@ def add_in_place(body: Body, value: Value, other: Value) -> Value:
     return Value(body.random.choice([f"{a}.add_({b})", f"{a}.add_({b}, alpha=2)", f"{a}.sub_({b})"]), value.memory)
 
 
+def residual(body: Body, value: Value) -> Value:
+    """What ends most residual blocks."""
+    body.mark("later/residual block")
+    other = body.another(value)
+    value = e.norm(body, e.layer(body, value) if body.random.random() < 0.5 else value)
+    value = e.add(body, value, other)
+    return body.assign(e.act(body, value) if body.random.random() < 0.8 else value)
+
+
 def step(body: Body, what: str, value: Value, other: Value) -> Value:
     if what == "add":
         if body.random.random() < 0.3:
@@ -87,6 +96,25 @@ def branch(body, value):
     return body.get(result.text)
 
 
+@statement(4)
+def seen_by_another_name(body, value):
+    """Two names for one tensor, or for memory in it; one of them is written to, both are used."""
+    body.mark("aliases/written and seen by another name")
+    first = body.assign(e.layer(body, value) if body.random.random() < 0.6 else e.norm(body, value))
+    h, o, n = first.text, body.another(first).text, body.module.name_for("skip")
+    forms = ["{h}", "{h}", "{h}.view({h}.shape)", "{d}({h})", "{h}.detach()", "nn.Identity()({h})", "[{h}, 1][0]", "{h}[:]"]
+    form = body.random.choice(forms)
+    body.line(f"{n} = {form.format(h=h, d=e.drop_name(body) if '{d}' in form else '')}")
+    write = body.random.choice(["{a} += {o}", "{a} += {o}", "{a} *= 0.5", "{a}.add_({o})", "{a}.mul_(2)", "{a} -= 1"])
+    if "*" in write or "mul" in write:
+        body.mark("aliases/scaled in place")
+    body.line(write.format(a=body.random.choice([h, n]), o=o))
+    steps = body.random.choice([[e.norm, e.act], [e.norm], [e.act], [e.layer], []])
+    for function in steps:
+        first = function(body, first)
+    return body.assign(Value(f"{first.text} + {n}", body.new_memory()))
+
+
 @statement(2)
 def conditional_expression(body, value):
     body.mark("control/conditional expression")
@@ -111,7 +139,8 @@ def walrus(body, value):
 @statement(3)
 def context(body, value):
     """All of a chain within a context, or its beginning within and its end without."""
-    kind = body.random.choice(list(CONTEXTS))
+    kinds = list(CONTEXTS)
+    kind = "autocast" if body.module.program.half and body.random.random() < 0.7 else body.random.choice(kinds)
     body.mark(f"contexts/{kind}")
     result = body.assign(Value(value.text, value.memory), body.module.name_for("h"))
     with body.block(f"with {body.random.choice(CONTEXTS[kind])}:"):
@@ -360,8 +389,11 @@ def child(body, value):
 
 def write(body: Body, value: Value) -> Value:
     """One or more statements. The result is always under a name."""
+    weights = STATEMENTS | ({context: 12} if body.module.program.half else {})
+    if body.module.name == "Model":
+        weights[child] = 8
     for _ in range(1 if body.depth else body.random.choice([1, 2, 3])):
-        choices = [chain] if body.depth > 1 else list(STATEMENTS)
-        (function,) = body.random.choices(choices, [STATEMENTS[f] for f in choices])
+        choices = [chain] if body.depth > 1 else list(weights)
+        (function,) = body.random.choices(choices, [weights[f] for f in choices])
         value = body.named(function(body, value))
     return value
