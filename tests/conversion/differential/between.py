@@ -40,7 +40,7 @@ def writes(feature, whom, *forms):
     @between(feature)
     def write(body, near):
         target = getattr(near, whom)
-        if not body.may_write(target, 0.3):
+        if not body.may_write(target, 0.6):
             return False
         form = body.random.choice(forms)
         if "mul" in form or "*=" in form:
@@ -66,7 +66,8 @@ plain("state/repr", "self.kind = type({v}).__name__", "self.kind = repr({v}.dtyp
 plain("control/del", "{n} = {v}; del {n}")
 plain("attributes/hasattr", "if hasattr({v}, 'tensors'): {v} = {v}.tensors")
 plain("attributes/getattr", "{v} = getattr({v}, 'sample', {v})", "{n} = getattr({v}, 'mask', None)")
-plain("hooks/of a tensor", "if {v}.requires_grad: {v}.register_hook(lambda g: g * 2)", "if {v}.requires_grad: {v}.retain_grad()")
+HOOKED = "if can_be_hooked({v}): {v}."
+plain("hooks/of a tensor", HOOKED + "register_hook(lambda g: g * 2)", HOOKED + "retain_grad()")
 plain("control/assert", "assert {v}.shape == {i}.shape, f'{{{v}.shape}}'")
 
 
@@ -91,7 +92,7 @@ def second_name(body: Body, near: Near):
 
 @between("aliases/view written")
 def view_written(body: Body, near: Near):
-    if not body.may_write(near.value):
+    if not body.may_write(near.value, 0.5):
         return False
     name = body.module.name_for("part")
     view = body.random.choice(["{}[:, :2]", "{}.view(-1)", "{}.detach()", "{}[0]"])
@@ -209,6 +210,6 @@ def raising(body: Body, near: Near):
 
 
 def write_between(body: Body, near: Near) -> None:
-    feature = body.random.choice(list(BETWEEN))
-    if BETWEEN[feature](body, near) is not False:
-        body.mark(feature)
+    for feature in body.random.sample(list(BETWEEN), 3):
+        if BETWEEN[feature](body, near) is not False:
+            return body.mark(feature)

@@ -155,6 +155,11 @@ def condition(body: Body, value: Value) -> str:
 
         return make
 
+    def hooked():
+        name = norm_name(body, 0.7)
+        module.switches.append(f"see.until_end({{m}}.{name[5:]}.register_forward_hook(lambda m, i, o: None))")
+        return f"len({name}._forward_hooks) == 0"
+
     kinds = {
         "training": lambda: "self.training",
         "p of a child": switched(drop_name, "{} > 0", "p = 0.0", "p = 0.5"),
@@ -174,7 +179,7 @@ def condition(body: Body, value: Value) -> str:
         "shape": lambda: f"{v}.shape[0] > {random.choice([2, 4])}",
         "grad of value": lambda: f"{v}.requires_grad",
         "counter": attribute("counter", "0", "{m}.{name} += 1", "{} % 2 == 0"),
-        "hooks of a child": lambda: f"len({norm_name(body, 0.7)}._forward_hooks) == 0",
+        "hooks of a child": hooked,
     }
     if module.program.half:  # rounding may change the sign
         del kinds["value"]

@@ -12,8 +12,6 @@ import weakref
 
 import torch
 
-from tests.conversion.differential.programs import HEAD
-
 PLANTED = {}  # row/fault: Fault
 ONE = torch.ones((), requires_grad=True)
 _memories = weakref.WeakKeyDictionary()
@@ -34,8 +32,9 @@ class Fault:
     def source(self, program):
         if self.edit is None:
             return program.source
-        classes, script = program.source[len(HEAD) :].split("\ndef make():")
-        imports = "from tests.conversion.differential import planted\n\n"
+        head, classes = program.source.split("\nclass ", 1)
+        classes, script = ("class " + classes).split("\ndef make():")
+        head += "\nfrom tests.conversion.differential import planted\n\n"
         tree = ast.parse(classes)
         if isinstance(self.edit, Edit):
             edited = ast.unparse(ast.fix_missing_locations(self.edit.visit(ast.parse(classes))))
@@ -43,7 +42,7 @@ class Fault:
             edited = self.edit(classes)
         if ast.dump(ast.parse(edited)) == ast.dump(tree):
             return program.source
-        return HEAD + imports + edited + "\n\ndef make():" + script
+        return head + edited + "\n\ndef make():" + script
 
 
 def plant(name, edit=None, convert=None, feature=""):
@@ -128,7 +127,7 @@ class Replaced(Edit):
         return any(re.match(pattern, text) for pattern in self.patterns)
 
     def visit_Call(self, node):
-        if not self.matches(node):
+        if not self.matches(node) or "{a}" in self.form and not node.args:
             return self.generic_visit(node)
         self.generic_visit(node)
         names = {"a": "0", "b": "0", **dict(zip("abc", map(ast.unparse, node.args), strict=False))}
@@ -161,7 +160,7 @@ plant("aliases/+= out of place", OutOfPlace(" += "))
 plant("aliases/*= out of place", OutOfPlace(" *= "), feature="aliases/buffer")
 plant("aliases/add_ out of place", lambda text: text.replace(".add_(", ".add("))
 plant("aliases/mul_ out of place", lambda text: text.replace(".mul_(", ".mul("))
-plant("aliases/activation out of place", lambda text: text.replace("inplace=True", "inplace=False"))
+plant("aliases/activation out of place", lambda text: re.sub(r"(F\.\w+\([^()]*), inplace=True", r"\1", text))
 plant("aliases/result of dropout is another tensor", Replaced("{} * 1", r"self\.drop"))
 
 
@@ -233,14 +232,14 @@ class Stored(Edit):
     """An object of ours instead of a value, where forward keeps it."""
 
     def visit_Assign(self, node):
-        if ast.unparse(node).startswith("self.") and self.matches(node.targets[0]):
+        if re.match(self.patterns[0], ast.unparse(node.targets[0])):
             node.value = call("Held", node.value)
         return node
 
 
 plant("state/foreign object in a list", Replaced("{f}(planted.Held({a}))", r"self\.features\d*\.append"))
-plant("state/foreign object in a dict", Stored("self.named"))
-plant("state/foreign object in an attribute", Stored(".last"))
+plant("state/foreign object in a dict", Stored(r"self\.named\d+\["))
+plant("state/foreign object in an attribute", Stored(r"self.*\.last"))
 plant("state/left in lists by convert", convert=left_in_lists, feature="state/list")
 plant("state/counted once", lambda text: re.sub(r"(self\.counter\d+) \+= 1", r"\1", text))
 plant("state/written once", lambda text: text.replace("self.text =", "text ="), feature="state/f-string")

@@ -18,7 +18,9 @@ from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 
 import fastreg
-from tests.conversion.differential.support import DropPath, Norm1d, Norm2d, Options, Twice, halved, own_method
+from tests.conversion.differential.support import (
+    DropPath, Norm1d, Norm2d, Options, Twice, can_be_hooked, halved, own_method,
+)
 
 calls = 0
 """
@@ -117,7 +119,7 @@ class Program:
 def generate(seed: int) -> Program:
     choice = random.Random(seed)
     program = Program(seed, choice, choice.choice(list(KINDS)), choice.random() < 0.15)
-    for number in range(choice.choice([0, 1, 1, 2])):
+    for number in range(choice.choice([0, 1, 1, 1, 2])):
         program.blocks.append(Block(program, f"Block{number}").write())
     if program.blocks and choice.random() < 0.15:
         base = program.blocks[-1]

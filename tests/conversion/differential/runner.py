@@ -208,6 +208,17 @@ def run(code, source, filename, convert, revert, deterministic) -> Run:
     return result
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Tensors are tiny, and threads that wait take processors from other tests."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
+
+
 def same(model):
     return model
 
@@ -220,7 +231,7 @@ def check(program, convert=None, revert=None, record=None, source=None) -> Diffe
     convert, revert = convert or fastreg.convert, revert or fastreg.revert
     filename = f"generated program {program.seed}, {next(_numbers)}.py"
     deterministic = not any(f.startswith("draws/") or f == "contexts/own rng" for f in program.features)
-    with warnings.catch_warnings(), same_masks():
+    with warnings.catch_warnings(), same_masks(), one_thread():
         warnings.simplefilter("ignore")
         code = compile(program.source, filename, "exec")
         try:

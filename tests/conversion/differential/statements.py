@@ -62,7 +62,7 @@ def step(body: Body, what: str, value: Value, other: Value) -> Value:
     return {"layer": e.layer, "norm": e.norm, "act": e.act, "drop": e.drop}[what](body, value)
 
 
-def chain_of(body: Body, value: Value, disturbed=0.3) -> Value:
+def chain_of(body: Body, value: Value, disturbed=0.5) -> Value:
     """Operations that are often fused, nested or one by one, with other statements between them."""
     other = body.another(value)
     source = value
@@ -84,7 +84,7 @@ def chain(body, value):
     return body.named(chain_of(body, value))
 
 
-@statement(4)
+@statement(9)
 def branch(body, value):
     body.mark("control/if")
     result = body.assign(Value(value.text, value.memory), body.module.name_for("h"))
@@ -115,7 +115,17 @@ def seen_by_another_name(body, value):
     return body.assign(Value(f"{first.text} + {n}", body.new_memory()))
 
 
-@statement(2)
+@statement(1)
+def input_written(body, value):
+    """What a batch norm has taken is written to before its result is used; without gradients that is allowed."""
+    body.mark("order/input written")
+    h = body.assign(e.layer(body, value) if body.random.random() < 0.7 else value).text
+    p = body.assign(e.norm(body, body.get(h)), body.module.name_for("p"))
+    body.line(body.random.choice(["{h}.mul_(2)", "{h} += 1", "{h}.clamp_(min=0)", "{h}.zero_()", "{h}[:, 1:] *= 2"]).format(h=h))
+    return body.assign(Value(f"{e.act(body, p).text} + {h}", body.new_memory()))
+
+
+@statement(4)
 def conditional_expression(body, value):
     body.mark("control/conditional expression")
     step = body.random.choice([e.act, e.drop, e.norm])
@@ -176,7 +186,7 @@ def module_list(body):
     return body.module.attribute("layers", make, changes=["{m}.{name}[1] = nn.Identity()", "{m}.{name}[3].p = 0.0"])
 
 
-@statement(3)
+@statement(5)
 def loop(body, value):
     layers = module_list(body)
     v = body.assign(Value(value.text, value.memory), body.module.name_for("h")).text
@@ -391,7 +401,7 @@ def write(body: Body, value: Value) -> Value:
     """One or more statements. The result is always under a name."""
     weights = STATEMENTS | ({context: 12} if body.module.program.half else {})
     if body.module.name == "Model":
-        weights[child] = 8
+        weights[child] = 10
     for _ in range(1 if body.depth else body.random.choice([1, 2, 3])):
         choices = [chain] if body.depth > 1 else list(weights)
         (function,) = body.random.choices(choices, [weights[f] for f in choices])

@@ -64,5 +64,10 @@ def own_method(function, module):
     return function.__get__(module)
 
 
+def can_be_hooked(x):
+    """Hooks of views written to without gradients end torch's process."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
 def halved(x, *_):
     return torch.mul(x, 0.5)
