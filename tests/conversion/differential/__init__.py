@@ -3,7 +3,8 @@
 body         a function's body while it is written: names, what may be written in place, attributes of its module
 expressions  layers, activations, sums, dropout, conditions, in their many forms
 between      statements that stand between two operations that would be fused
-statements   chains, branches, loops, contexts, calls: what a forward is made of
+statements   chains, branches, contexts, aliases, children: what a forward is made of
+control      more of them: loops, functions, expressions of several operations, errors
 scripts      what is done with a model: calls, changes between them, writes after them, backward
 programs     a whole program, as source text, of a seed
 support      what programs import

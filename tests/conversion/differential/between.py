@@ -56,7 +56,9 @@ writes("order/input written", "source", *IN_PLACE)
 writes("aliases/value written", "value", *IN_PLACE)
 writes("aliases/other written", "other", *IN_PLACE)
 plain("aliases/view", "{n} = {v}.view(-1)", "{n} = {v}[:, :2]", "{n} = {v}.detach()", "{n} = {v}.flatten(1)")
-plain("draws/torch", "{n} = torch.rand(3)", "self.noise = torch.randn_like({i})", "{n} = torch.bernoulli({v}.sigmoid())")
+plain(
+    "draws/torch", "{n} = torch.rand(3)", "self.noise = torch.randn_like({i})", "{n} = torch.bernoulli({v}.sigmoid())"
+)
 plain("draws/seed", "torch.manual_seed(3)")
 plain("draws/random", "self.factor = random.random()")
 plain("state/attribute", "self.last = {v}", "self.last = {v}.detach()", "self.last = {i}")
@@ -81,7 +83,6 @@ def attribute_error(body: Body, near: Near):
 
 @between("control/global")
 def global_count(body: Body, near: Near):
-    body.module.program.globals.add("calls")
     body.line("globals()['calls'] += 1")
 
 

@@ -3,11 +3,11 @@
 from contextlib import contextmanager
 from typing import NamedTuple
 
-# For each kind of input: its shape without the samples, layers that keep it, its batch norm, and the dropout of its channels.
+# For each kind of input: its shape without the samples, layers that keep it, and its batch norm.
 KINDS = {
-    "rows": ("4", ["nn.Linear(4, 4)", "nn.Linear(4, 4, bias=False)"], "nn.BatchNorm1d", "nn.Dropout"),
-    "images": ("4, 3, 3", ["nn.Conv2d(4, 4, 3, padding=1)", "nn.Conv2d(4, 4, 1)"], "nn.BatchNorm2d", "nn.Dropout"),
-    "series": ("4, 5", ["nn.Conv1d(4, 4, 1)", "nn.Conv1d(4, 4, 1, bias=False)"], "nn.BatchNorm1d", "nn.Dropout"),
+    "rows": ("4", ["nn.Linear(4, 4)", "nn.Linear(4, 4, bias=False)"], "nn.BatchNorm1d"),
+    "images": ("4, 3, 3", ["nn.Conv2d(4, 4, 3, padding=1)", "nn.Conv2d(4, 4, 1)"], "nn.BatchNorm2d"),
+    "series": ("4, 5", ["nn.Conv1d(4, 4, 1)", "nn.Conv1d(4, 4, 1, bias=False)"], "nn.BatchNorm1d"),
 }
 
 

@@ -39,7 +39,9 @@ def seen(value):
         with torch.no_grad():
             return Seen(value.detach().clone(), (tuple(value.shape), value.dtype, value.stride(), *value_facts))
     if isinstance(value, list | tuple):
-        return type(value)(map(seen, value)) if type(value) in (list, tuple) else [type(value).__name__, *map(seen, value)]
+        return (
+            type(value)(map(seen, value)) if type(value) in (list, tuple) else [type(value).__name__, *map(seen, value)]
+        )
     if isinstance(value, dict):
         return {str(key): seen(v) for key, v in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
@@ -68,6 +70,10 @@ def aliases(tensors: list[Tensor], named: dict) -> list[tuple]:
     return found
 
 
+def close(a: float, b: float, tolerance: float) -> bool:
+    return abs(a - b) <= tolerance * (1 + abs(a)) or a != a and b != b
+
+
 def difference(kind: str, where: str, plain, ours, tolerance: float, strides: bool = True) -> Difference | None:
     """The first place where two views differ."""
     if isinstance(plain, Seen) and isinstance(ours, Seen):
@@ -93,9 +99,7 @@ def difference(kind: str, where: str, plain, ours, tolerance: float, strides: bo
             keys = sorted(plain.keys() ^ ours.keys())
             return Difference(f"{kind}: keys", where, f"{', '.join(keys)} in one alone")
         items = [(f"{where} {k}", v, ours[k]) for k, v in plain.items()]
-    elif isinstance(plain, float) and abs(plain - ours) <= tolerance * (1 + abs(plain)) or plain == ours:
-        return None
-    elif isinstance(plain, float) and plain != plain and ours != ours:
+    elif plain == ours or isinstance(plain, float) and close(plain, ours, tolerance):
         return None
     else:
         return Difference(kind, where, f"{plain!r} became {ours!r}")

@@ -89,9 +89,8 @@ def act(body: Body, value: Value) -> Value:
 
 def drop_name(body: Body) -> str:
     def make():
-        cls = KINDS[body.module.program.kind][3]
         p = body.random.choice([0.5, 0.5, 0.5, 0.25, 0.0])
-        return f"{cls}({p}{', inplace=True' if body.random.random() < 0.15 else ''})"
+        return f"nn.Dropout({p}{', inplace=True' if body.random.random() < 0.15 else ''})"
 
     changes = ["{m}.{name}.p = 0.0", "{m}.{name}.p = 0.5", "{m}.{name}.eval()", "{m}.{name} = nn.Identity()"]
     text = body.module.attribute("drop", make, reuse=0.4, changes=changes)

@@ -106,8 +106,8 @@ for name, *patterns in [
     ("p of a child", ".p > 0"), ("training of a child", ".training"), ("options object", ".wide"), ("dict", "['open']"),
     ("list", "[-1]"), ("class attribute", ".shared"), ("submodule or parameter of None", "is None"),
     ("grad mode", "is_grad_enabled"), ("value", ".sum() > 0"), ("shape", ".shape[0] >"), ("counter", "% 2"),
-    ("hooks of a child", "_forward_hooks"), ("inference mode", "is_inference_mode"), ("grad of value", ".requires_grad"),
-    ("type", "type("),
+    ("hooks of a child", "_forward_hooks"), ("inference mode", "is_inference_mode"),
+    ("grad of value", ".requires_grad"), ("type", "type("),
 ]:  # fmt: skip
     plant(f"branches/{name} frozen", Frozen(*patterns))
 
@@ -139,7 +139,10 @@ plant("branches/type of a symbol", lambda text: text.replace("is torch.Tensor", 
 
 # Draws
 
-plant("draws/of the first call", Replaced("planted.first(self, {n}, lambda: {})", r"torch\.rand\(.*generator", r"self\.generator"))
+plant(
+    "draws/of the first call",
+    Replaced("planted.first(self, {n}, lambda: {})", r"torch\.rand\(.*generator", r"self\.generator"),
+)
 plant("draws/dropped", Replaced("torch.tensor(0.5)", r"torch\.rand\((\(\)|3)"))
 plant("draws/of Python dropped", lambda text: text.replace(" = random.random()", " = 0.5"))
 plant("draws/seed dropped", lambda text: text.replace("torch.manual_seed(3)", "0"))

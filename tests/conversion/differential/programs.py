@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
+from tests.conversion.differential import control  # noqa: F401 (its statements are used)
 from tests.conversion.differential.body import KINDS, Body, Module
 from tests.conversion.differential.scripts import modules_of, write_script
 from tests.conversion.differential.statements import residual, write
@@ -19,7 +20,7 @@ from torch.utils import checkpoint
 
 import fastreg
 from tests.conversion.differential.support import (
-    DropPath, Norm1d, Norm2d, Options, Twice, can_be_hooked, halved, own_method,
+    DropPath, Norm1d, Norm2d, Options, Twice, can_be_hooked, halved, own_method, unchanged,
 )
 
 calls = 0
@@ -33,15 +34,29 @@ class Block(Module):
         super().__init__(program, name)
         self.two = self.random.random() < 0.35
         self.returns = self.random.choice(["tensor"] * 5 + ["tuple", "dict", "list"])
-        self.base = None
+        self.base, self.decorators = None, []
+        if self.random.random() < 0.06:
+            self.mark("forms/decorated forward")
+            contexts = ["torch.autocast('cpu', enabled=False)", "torch.no_grad()", "torch.enable_grad()", "unchanged"]
+            self.decorators.append("@" + self.random.choice(contexts))
 
     def returned(self, name):
-        forms = {"tensor": "{0}", "tuple": "{0}, {0}.mean()", "dict": "{{'out': {0}, 'sum': {0}.sum()}}", "list": "[{0}]"}
+        forms = {
+            "tensor": "{0}",
+            "tuple": "{0}, {0}.mean()",
+            "dict": "{{'out': {0}, 'sum': {0}.sum()}}",
+            "list": "[{0}]",
+        }
         return forms[self.returns].format(name)
 
     def write(self):
         names = ["x", "s"] if self.two else ["x"]
         body = Body(self, names)
+        self.arguments = ", ".join(names)
+        if self.random.random() < 0.08:
+            self.mark("forms/arguments in a tuple")
+            body.line(f"{self.arguments}, = args")
+            self.arguments = "*args"
         if self.returns != "tensor":
             self.mark("control/several results")
         value = body.get("x")
@@ -50,10 +65,7 @@ class Block(Module):
             body.line(text)
             body.values["x"] = body.new_memory()
             value = body.get("x")
-        if self.two and self.random.random() < 0.4:
-            value = residual(body, value)
-        else:
-            value = write(body, value)
+        value = residual(body, value) if self.two and self.random.random() < 0.4 else write(body, value)
         returned = value.text
         if self.returns == "tensor" and self.random.random() < 0.15 and len(body.values) > 1:
             returned = f"{value.text} + {body.another(value).text}"
@@ -62,7 +74,6 @@ class Block(Module):
         else:
             lines = [f"return {self.returned(returned)}"]
         self.forward = [*body.lines, *lines]
-        self.arguments = ", ".join(names)
         return self
 
     def source(self):
@@ -71,7 +82,8 @@ class Block(Module):
         text += ["    def __init__(self):", *("        " + line for line in init)]
         for method in self.methods:
             text += ["", *("    " + line for line in method)]
-        return "\n".join([*text, "", f"    def forward(self, {self.arguments}):", *("        " + x for x in self.forward)])
+        text += ["", *("    " + line for line in self.decorators), f"    def forward(self, {self.arguments}):"]
+        return "\n".join([*text, *("        " + line for line in self.forward)])
 
 
 class Child(Block):
@@ -104,7 +116,7 @@ class Child(Block):
 
 @dataclass
 class Program:
-    """Features: what there is in it, as row/detail; see the rows in ``planted``."""
+    """Features: what there is in it, as row/detail; rows are those of ``test_differential``."""
 
     seed: int
     random: random.Random
@@ -112,7 +124,6 @@ class Program:
     half: bool
     features: set = field(default_factory=set)
     blocks: list = field(default_factory=list)
-    globals: set = field(default_factory=set)
     source: str = ""
 
 

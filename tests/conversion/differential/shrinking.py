@@ -3,6 +3,7 @@
 import ast
 import copy
 import dataclasses
+import signal
 
 
 def shrink(program, check, kind, most=2000):
@@ -27,11 +28,24 @@ def with_source(program, tree):
     return dataclasses.replace(program, source=ast.unparse(ast.fix_missing_locations(tree)) + "\n")
 
 
-def still_fails(program, check, kind):
+class TooLong(BaseException):
+    """A program without end: one that the program itself does not catch."""
+
+
+def stop(number, frame):
+    raise TooLong
+
+
+def still_fails(program, check, kind, seconds=2):
+    former = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         found = check(program)
-    except Exception:  # what is left is no program any more
+    except (Exception, TooLong):  # what is left is no program any more
         return False
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
     return found is not None and found.kind == kind
 
 

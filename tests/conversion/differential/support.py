@@ -71,3 +71,12 @@ def can_be_hooked(x):
 
 def halved(x, *_):
     return torch.mul(x, 0.5)
+
+
+def unchanged(function):
+    """A decorator that nobody knows."""
+
+    def call(*args):
+        return function(*args)
+
+    return call

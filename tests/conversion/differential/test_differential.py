@@ -79,8 +79,8 @@ def test_the_same_program_does_not_differ():
 
 def test_failing_program_is_made_smaller():
     fault = planted.PLANTED["aliases/+= out of place"]
-    found = {seed: failure(fault, generated(seed)) for seed in range(PER_CASE) if fault.applies(generated(seed))}
-    seed, kind = next((seed, difference.kind) for seed, difference in found.items() if difference is not None)
-    smaller = shrink(generated(seed), lambda program: failure(fault, program), kind)
-    assert failure(fault, smaller).kind == kind
-    assert len(smaller.source.splitlines()) < len(generated(seed).source.splitlines()) / 2
+    programs = filter(fault.applies, map(generated, range(COUNT)))
+    program, found = next((p, found) for p in programs if (found := failure(fault, p)) is not None)
+    smaller = shrink(program, lambda program: failure(fault, program), found.kind)
+    assert failure(fault, smaller).kind == found.kind
+    assert len(smaller.source.splitlines()) < len(program.source.splitlines()) / 2
