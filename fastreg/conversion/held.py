@@ -253,7 +253,9 @@ def _has_backward(held):
 
 
 def _identity(slot, f, x):
-    return _plain(slot, f, x) if layers.is_hooked(f) or type(x) not in _HOLDABLE else x
+    if type(x) not in _HOLDABLE or layers.is_hooked(f) or _has_any_global_hook():
+        return _plain(slot, f, x)
+    return x
 
 
 def _drop(slot, f, x):

@@ -97,7 +97,7 @@ class _Rewriter(ast.NodeTransformer):
         first = self.operand(node.args[0]) if all(map(self.reading.is_calm, settings)) else self.visit(node.args[0])
         if kind == "call":
             return _helper("call", self.visit(node.func), first)
-        if self.reading.global_value(node.func) is torch.add:
+        if self.reading.global_value(node.func) is torch.add and len(node.args) == 2 and not node.keywords:
             rest = [self.operand(value) for value in node.args[1:]]
         else:
             rest = [self.visit(value) for value in node.args[1:]]
