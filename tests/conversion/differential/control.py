@@ -62,7 +62,7 @@ def loop(body, value):
         "zip": [f"for layer, scale in zip({layers}, [1, 2, 1, 1]):", [f"{v} = layer({v}) * scale"]],
         "collected": [f"for layer in {layers}:", [f"{v} = layer({v})", f"{skips}.append({v})"]],
         "residual": [f"for layer in {layers}[:3]:", [f"{v} = {v} + layer({v})"]],
-        "break": [f"for layer in {layers}:", [f"if type(layer) is nn.Dropout: break\n    {v} = layer({v})"]],
+        "break": [f"for layer in {layers}:", [f"if isinstance(layer, nn.Dropout): break\n    {v} = layer({v})"]],
         "isinstance": [
             f"for layer in {layers}:",
             [f"{v} = layer({v})", f"if isinstance(layer, nn.Dropout): {v} = {v} * 2"],
