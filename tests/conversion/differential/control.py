@@ -15,6 +15,23 @@ def conditional_expression(body, value):
     return body.assign(e.act(body, Value(f"({text})", value.memory)))
 
 
+@statement(3)
+def own_setting(body, value):
+    """A layer that is called, or a factor that is there, as the layer's own setting says."""
+    body.mark("branches/setting of the layer called")
+    result = body.assign(e.act(body, e.norm(body, value)))
+    h = result.text
+    if body.random.random() < 0.6:
+        drop = e.drop_name(body)
+        body.module.switches += [f"{{m}}.{drop[5:]}.p = 0.0", f"{{m}}.{drop[5:]}.p = 0.5"]
+        body.line(f"if {drop}.p > 0: {h} = {drop}({h})")
+    else:
+        norm = e.norm_name(body, 0.9)
+        body.module.switches.append(f"{{m}}.{norm[5:]}.training ^= True")
+        body.line(f"{h} = {h} if {norm}.training else 2 * {h}")
+    return result
+
+
 @statement(2)
 def walrus(body, value):
     body.mark("control/walrus")
