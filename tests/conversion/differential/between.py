@@ -40,7 +40,7 @@ def writes(feature, whom, *forms):
     @between(feature)
     def write(body, near):
         target = getattr(near, whom)
-        if not body.may_write(target, 0.6):
+        if not body.may_write(target, 0.9):
             return False
         form = body.random.choice(forms)
         if "mul" in form or "*=" in form:

@@ -46,6 +46,8 @@ def seen(value):
         return {str(key): seen(v) for key, v in value.items()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, type):
+        return f"class {value.__name__}"
     if isinstance(value, nn.Module) or callable(value):
         return "module" if isinstance(value, nn.Module) else "function"
     return type(value).__qualname__

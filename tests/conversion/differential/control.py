@@ -15,6 +15,23 @@ def conditional_expression(body, value):
     return body.assign(e.act(body, Value(f"({text})", value.memory)))
 
 
+@statement(3)
+def own_setting(body, value):
+    """A layer that is called, or a factor that is there, as the layer's own setting says."""
+    body.mark("branches/setting of the layer called")
+    result = body.assign(e.act(body, e.norm(body, value)))
+    h = result.text
+    if body.random.random() < 0.6:
+        drop = e.drop_name(body)
+        body.module.switches += [f"{{m}}.{drop[5:]}.p = 0.0", f"{{m}}.{drop[5:]}.p = 0.5"]
+        body.line(f"if {drop}.p > 0: {h} = {drop}({h})")
+    else:
+        norm = e.norm_name(body, 0.9)
+        body.module.switches.append(f"{{m}}.{norm[5:]}.training ^= True")
+        body.line(f"{h} = {h} if {norm}.training else 2 * {h}")
+    return result
+
+
 @statement(2)
 def walrus(body, value):
     body.mark("control/walrus")
@@ -62,7 +79,7 @@ def loop(body, value):
         "zip": [f"for layer, scale in zip({layers}, [1, 2, 1, 1]):", [f"{v} = layer({v}) * scale"]],
         "collected": [f"for layer in {layers}:", [f"{v} = layer({v})", f"{skips}.append({v})"]],
         "residual": [f"for layer in {layers}[:3]:", [f"{v} = {v} + layer({v})"]],
-        "break": [f"for layer in {layers}:", [f"if type(layer) is nn.Dropout: break\n    {v} = layer({v})"]],
+        "break": [f"for layer in {layers}:", [f"if isinstance(layer, nn.Dropout): break\n    {v} = layer({v})"]],
         "isinstance": [
             f"for layer in {layers}:",
             [f"{v} = layer({v})", f"if isinstance(layer, nn.Dropout): {v} = {v} * 2"],

@@ -11,7 +11,7 @@ HOOKS = {
     "forward changes": "{t}.register_forward_hook(lambda m, i, o: o * 2 if isinstance(o, torch.Tensor) else None)",
     "pre": "{t}.register_forward_pre_hook(lambda m, i: see.note('pre', i))",
     "full backward": "{t}.register_full_backward_hook(lambda m, i, o: see.note('backward', i, o))",
-    "global": "see.until_end(nn.modules.module.register_module_forward_hook(lambda m, i, o: see.note('global', o)))",
+    "global": "see.hook_all(lambda m, i, o: see.note('global', o))",
 }
 PATCHES = {
     "forward of an instance": "{t}.forward = halved",
