@@ -57,13 +57,24 @@ cpp-test: $(call stamp,torch)  ## the CUDA kernels on the CPU, under sanitizers,
 build: $(call stamp,test)  ## compile and install fastreg, editable
 	$(BUILD)
 
-lint: .venv-lint/.installed  ## ruff, clang-format, the order of imports, and no torch header near the kernels
+# Of the project's own files. The order of csrc's layers is told in csrc/ops.cpp.
+includes_only = ! grep -rnE '^ *\# *include +"' csrc/$(1) | grep -vE 'include +"($(2))/'
+
+lint: .venv-lint/.installed  ## ruff, clang-format, the order of imports and includes, and no torch header near the kernels
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
 	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
 	.venv-lint/bin/python -m tests.build.import_order
 	! grep -rnE '# *include *[<"](torch|ATen|c10|pybind11|Python)\b' csrc/kernels csrc/cpu/isa
+	$(call includes_only,kernels/common,kernels/common|host_executor)
+	$(call includes_only,kernels/dropout,kernels/(common|dropout))
+	$(call includes_only,kernels/batch_norm,kernels)
+	$(call includes_only,cpu/isa,cpu/isa|kernels)
+	$(call includes_only,operators,operators|kernels)
+	$(call includes_only,autograd,autograd|operators|kernels)
+	$(call includes_only,cpu,cpu|operators|kernels)
+	$(call includes_only,cuda,cuda|operators|kernels|host_executor)
 
 gpu-check: $(call stamp,test) $(call stamp,bench)  ## all that needs a GPU, in phases; results to commit (ARGS=--resume)
 	$(PY) -m tests.gpu_check $(ARGS)
