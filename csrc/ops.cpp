@@ -15,6 +15,8 @@
 // tensor is element first + (j div row) * row_stride + j mod row of the stream, default (0, numel, 0).
 // transform: (scale, shift, fill), kept elements become fma(x, scale, shift), dropped ones fill, default
 // (1 / (1 - p), -0.0, 0).
+// Results of batch norm, and gradients of its input and residual, have the strides that torch's have on the input's
+// device: contiguous or channels-last (csrc/layout.h).
 // stats: [3, C] in fp32 (fp64 for fp64 input): centre, mean - centre, 1 / sqrt(var + eps).
 TORCH_LIBRARY(fastreg, m) {
   // Pure: the mask is a function of rng_state. Its own backward: grad_input = dropout(grad_output) with the strides
@@ -84,7 +86,7 @@ TORCH_LIBRARY(fastreg, m) {
       "-> Tensor");
 
   // dropout(act(batch_norm(pre_act(input)) + residual)). Activations: the names and parameters of
-  // kernels/common/activation.h. Elements are numbered as by dropout of a tensor like input; rng_state where p > 0.
+  // kernels/common/activation.h. Elements are numbered in the memory order of the result; rng_state where p > 0.
   // act_weight: [1] or [C], the slope where act is prelu, else None. gate: where save_gate asks for it, and there is a
   // residual and an act with two slopes, which of them the elements have, as the device's kernels lay it out; else
   // empty.

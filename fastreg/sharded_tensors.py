@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from fastreg import rng_states, sharding
+from fastreg.reference.batch_norm import normalized_format
 from fastreg.reference.dropout import check_rng_state
 
 
@@ -130,8 +131,8 @@ def batch_norm(
     if training:
         for statistic, part in zip((running_mean, running_var), statistics, strict=True):
             _write_back(statistic, part, mesh, by_channel)
-    order = sharding.memory_order(input.shape, input.stride())
-    return _joined(output, input, _strides_in(order, input.shape))
+    result = torch.empty(input.shape, device="meta", memory_format=normalized_format(input))
+    return _joined(output, input, result.stride())
 
 
 @torch.no_grad()

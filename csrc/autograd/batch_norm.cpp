@@ -102,7 +102,7 @@ struct EvalNode : torch::autograd::Function<EvalNode> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
-    const variable_list saved = ctx->get_saved_variables();
+    const variable_list saved = saved_in_evaluation(ctx);
     const auto mask = wanted(*ctx, saved[1].defined(), ctx->saved_data["bias"].toBool());
     return gradients_of(call_in_backward(eval_backward_operator(), grad_output[0], saved[0], or_none(saved[1]),
                                          saved[2], saved[3], ctx->saved_data["eps"].toDouble(), mask),

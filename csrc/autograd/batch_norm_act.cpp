@@ -110,12 +110,12 @@ struct BatchNormActNode : torch::autograd::Function<BatchNormActNode> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
-    const variable_list variables = ctx->get_saved_variables();
+    const auto& saved = ctx->saved_data;
+    const variable_list variables = saved.count("eps") ? saved_in_evaluation(ctx) : ctx->get_saved_variables();
     const Tensor &input = variables[0], &first_statistic = variables[3], &running_var = variables[4];
     const OptionalTensor weight = or_none(variables[1]), bias = or_none(variables[2]), residual = or_none(variables[5]),
                          gate = or_none(variables[6]), rng_state = or_none(variables[7]),
                          act_weight = or_none(variables[8]);
-    const auto& saved = ctx->saved_data;
     const Fused fused = {saved.at("pre_act").toStringView(), saved.at("pre_act_parameter").toDouble(),
                          saved.at("act").toStringView(), saved.at("act_parameter").toDouble(),
                          saved.at("p").toDouble()};

@@ -7,7 +7,9 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_fw_primal.h>
 #include <c10/core/InferenceMode.h>
+#include <torch/csrc/autograd/custom_function.h>
 
+#include <cstring>
 #include <memory>
 #include <utility>
 
@@ -33,6 +35,19 @@ auto call_in_backward(const Operator& op, Arguments&&... arguments) {
 
 inline std::optional<at::Tensor> or_none(const at::Tensor& t) {
   return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
+}
+
+// What the node of a batch norm in evaluation saved: running statistics, too, which training updates in place.
+inline torch::autograd::variable_list saved_in_evaluation(torch::autograd::AutogradContext* ctx) {
+  try {
+    return ctx->get_saved_variables();
+  } catch (c10::Error& error) {
+    if (std::strstr(error.what_without_backtrace(), "modified by an inplace operation"))
+      error.add_context(
+          "batch_norm in evaluation: if the tensor is one of its running statistics, a forward pass in training has "
+          "updated it since; the gradient of what was computed before is lost then: call backward before that pass");
+    throw;
+  }
 }
 
 // rng_state, or a copy of it that can be saved for the backward pass.

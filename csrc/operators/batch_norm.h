@@ -105,7 +105,7 @@ inline Gradients new_gradients(const at::Tensor& x, const at::Tensor& weight, bo
                                bool bias_wanted) {
   const auto options = x.options().dtype(weight.defined() ? weight.scalar_type() : compute_dtype(x.scalar_type()));
   Gradients gradients;
-  if (input_wanted) gradients.input = empty_result_like(x);
+  if (input_wanted) gradients.input = empty_normalized_like(x);
   for (auto [wanted, sum] : {std::pair(weight_wanted, &gradients.weight), std::pair(bias_wanted, &gradients.bias)})
     if (wanted) *sum = x.numel() > 0 ? at::empty({x.size(1)}, options) : at::zeros({x.size(1)}, options);
   return gradients;
@@ -114,10 +114,6 @@ inline Gradients new_gradients(const at::Tensor& x, const at::Tensor& weight, bo
 // A gradient as an operator returns it: an empty tensor where it was not asked for.
 inline at::Tensor or_empty(const at::Tensor& gradient, const at::Tensor& like) {
   return gradient.defined() ? gradient : at::empty({0}, like.options());
-}
-// Likewise that of an operand [N, C, ...], in the memory order of empty_like(input).
-inline at::Tensor or_empty_in_order(const at::Tensor& gradient, const at::Tensor& input) {
-  return gradient.defined() ? in_order_of(gradient, input) : or_empty(gradient, input);
 }
 
 template <class Backend>
@@ -135,12 +131,12 @@ struct BatchNormOperators {
         checked_running(op, input, affine, running_mean, running_var, num_batches_tracked, momentum);
 
     const typename Backend::Guard guard(input);
-    const Tensor x = with_channel_layout(input);
-    Tensor y = empty_result_like(x);
+    Tensor y = empty_normalized_like(input);
+    const Tensor x = with_layout_of(input, y);
     const Tensor stats = new_stats(x, running, [&](const Tensor& written) {
       Backend::train(*channel_layout(x), x, y, affine, {written, {}, {}, eps}, running);
     });
-    return {in_order_of(y, input), stats};
+    return {y, stats};
   }
 
   static Tensor eval(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -149,10 +145,10 @@ struct BatchNormOperators {
     const Statistics statistics = checked_statistics(op, input, running_mean, running_var, eps);
 
     const typename Backend::Guard guard(input);
-    const Tensor x = with_channel_layout(input);
-    Tensor y = empty_result_like(x);
+    Tensor y = empty_normalized_like(input);
+    const Tensor x = with_layout_of(input, y);
     if (x.numel() > 0) Backend::eval(*channel_layout(x), x, y, affine, statistics);
-    return in_order_of(y, input);
+    return y;
   }
 
   static std::tuple<Tensor, Tensor, Tensor> train_backward(const Tensor& grad_output, const Tensor& input,
@@ -187,12 +183,12 @@ struct BatchNormOperators {
     check_per_channel(op, "weight", weight, input);
 
     const typename Backend::Guard guard(input);
-    const Tensor x = with_channel_layout(input);
+    const Tensor x = in_normalized_layout(input);
     const Tensor dy = with_layout_of(grad_output, x);
     const Tensor w = or_undefined(weight);
-    const Gradients gradients = new_gradients(x, w, output_mask[0], output_mask[1], output_mask[2]);
+    const Gradients gradients = new_gradients(input, w, output_mask[0], output_mask[1], output_mask[2]);
     if (x.numel() > 0) Backend::backward(*channel_layout(x), dy, x, w, statistics, gradients);
-    return {or_empty_in_order(gradients.input, input), or_empty(gradients.weight, x), or_empty(gradients.bias, x)};
+    return {or_empty(gradients.input, x), or_empty(gradients.weight, x), or_empty(gradients.bias, x)};
   }
 };
 

@@ -45,7 +45,7 @@ class BatchNormActOperators {
   struct Operation {
     Operation(const Tensor& input, Activation pre_act, const OptionalTensor& residual, Activation act,
               const OptionalTensor& act_weight, double p)
-        : drop(op, input, p, input.numel(), std::nullopt, std::nullopt), input(input), x(with_channel_layout(input)) {
+        : drop(op, input, p, input.numel(), std::nullopt, std::nullopt), input(input), x(in_normalized_layout(input)) {
       fusion.pre_act = pre_act;
       fusion.act = act;
       fusion.act_weight = checked_act_weight(op, act, act_weight, input);
@@ -54,13 +54,11 @@ class BatchNormActOperators {
         check_residual(op, *residual, input);
         fusion.residual = with_layout_of(*residual, x);
       }
-      const bool same_numbers = channel_layout(input) || same_layout(x, at::empty_like(input));
-      fusion.drops = p != 0.0 && same_numbers;
-      drops_outside = p != 0.0 && !same_numbers;
+      fusion.drops = p != 0.0;
     }
 
     void use(const OptionalTensor& rng_state) {
-      if (!fusion.drops && !drops_outside) return;
+      if (!fusion.drops) return;
       drop.use(checked_given(op, rng_state));
       fusion.drop = drop.call;
     }
@@ -87,23 +85,9 @@ class BatchNormActOperators {
     }
     int64_t bytes_of_gate() const { return gate_bytes(x.numel()); }
 
-    // From the kernels' result to the operator's, and from the operator's gradient to the kernels'.
-    Tensor output(const Tensor& y) const {
-      const Tensor result = in_order_of(y, input);
-      if (drops_outside) drop.backend.apply(result, result, drop.call);
-      return result;
-    }
-    Tensor gradient(const Tensor& grad_output) const {
-      if (!drops_outside) return with_layout_of(grad_output, x);
-      const Tensor dropped = at::empty_like(input).copy_(grad_output);
-      drop.backend.apply(dropped, dropped, drop.call);
-      return with_layout_of(dropped, x);
-    }
-
     Drop<Dropout> drop;  // makes the device current
     const Tensor input, x;
     Fusion<typename Dropout::State> fusion{};
-    bool drops_outside;  // elements are numbered in another memory order than x's
   };
 
   // Forward in training: the results, and the random state that `random` gives the operation.
@@ -122,11 +106,11 @@ class BatchNormActOperators {
                         checked_activation(op, "act", act, act_parameter, true), act_weight, p);
     random(operation);
     const Tensor& x = operation.x;
-    const Tensor y = empty_result_like(x), gate = operation.new_gate(save_gate);
+    const Tensor y = empty_normalized_like(input), gate = operation.new_gate(save_gate);
     const Tensor stats = new_stats(x, running, [&](const Tensor& written) {
       Backend::train(*channel_layout(x), x, y, affine, {written, {}, {}, eps}, running, operation.fusion);
     });
-    return {operation.output(y), stats, gate};
+    return {y, stats, gate};
   }
 
   static std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTensor& weight,
@@ -166,9 +150,9 @@ class BatchNormActOperators {
                         checked_activation(op, "act", act, act_parameter, true), act_weight, p);
     operation.use(rng_state);
     const Tensor& x = operation.x;
-    const Tensor y = empty_result_like(x), gate = operation.new_gate(save_gate);
+    const Tensor y = empty_normalized_like(input), gate = operation.new_gate(save_gate);
     if (x.numel() > 0) Backend::eval(*channel_layout(x), x, y, affine, statistics, operation.fusion);
-    return {operation.output(y), gate};
+    return {y, gate};
   }
 
   using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -210,18 +194,18 @@ class BatchNormActOperators {
     check_grad_output(op, grad_output, input);
     const Affine affine = checked_affine(op, input, weight, bias);
     FusedGradients gradients = {
-        new_gradients(x, affine.weight, output_mask[0], output_mask[1], output_mask[2]), {}, {}};
-    if (output_mask[3]) gradients.residual = empty_result_like(x);
+        new_gradients(input, affine.weight, output_mask[0], output_mask[1], output_mask[2]), {}, {}};
+    if (output_mask[3]) gradients.residual = empty_normalized_like(input);
     const Tensor& act_weight = operation.fusion.act_weight;
     if (output_mask[4] && act_weight.defined()) {
       gradients.act_weight = at::empty(act_weight.sizes(), act_weight.options());
       if (x.numel() == 0) gradients.act_weight.zero_();
     }
     if (x.numel() > 0)
-      Backend::backward(*channel_layout(x), operation.gradient(grad_output), x, affine, statistics, operation.fusion,
+      Backend::backward(*channel_layout(x), with_layout_of(grad_output, x), x, affine, statistics, operation.fusion,
                         gradients);
-    return {or_empty_in_order(gradients.input, input), or_empty(gradients.weight, x), or_empty(gradients.bias, x),
-            or_empty_in_order(gradients.residual, input), or_empty(gradients.act_weight, x)};
+    return {or_empty(gradients.input, x), or_empty(gradients.weight, x), or_empty(gradients.bias, x),
+            or_empty(gradients.residual, x), or_empty(gradients.act_weight, x)};
   }
 
  public:

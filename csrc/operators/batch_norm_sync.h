@@ -69,11 +69,11 @@ struct BatchNormSyncOperators {
     check_stats(stats, input, compute_dtype(input.scalar_type()));
 
     const typename Backend::Guard guard(input);
-    const Tensor x = with_channel_layout(input);
-    Tensor y = empty_result_like(x);
+    Tensor y = empty_normalized_like(input);
+    const Tensor x = with_layout_of(input, y);
     const Affine affine = {weight.value_or(Tensor()), bias.value_or(Tensor())};
     if (x.numel() > 0) Backend::eval(*channel_layout(x), x, y, affine, {stats, {}, {}, 0.0, {}});
-    return in_order_of(y, input);
+    return y;
   }
 
   static Tensor grad_input(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
@@ -90,13 +90,13 @@ struct BatchNormSyncOperators {
                 grad_means.device());
 
     const typename Backend::Guard guard(input);
-    const Tensor x = with_channel_layout(input);
+    const Gradients gradients = {empty_normalized_like(input), {}, {}};
+    const Tensor x = with_layout_of(input, gradients.input);
     const Tensor dy = with_layout_of(grad_output, x);
-    const Gradients gradients = {empty_result_like(x), {}, {}};
     if (x.numel() > 0)
       Backend::backward(*channel_layout(x), dy, x, weight.value_or(Tensor()), {stats, {}, {}, 0.0, grad_means},
                         gradients);
-    return in_order_of(gradients.input, input);
+    return gradients.input;
   }
 
   static void register_in(torch::Library& m) {

@@ -151,11 +151,18 @@ class DropoutOperators {
     Tensor residual_;
   };
 
+  // Torch's CUDA kernel, which is for dropout of elements without a transform, keeps the strides of any dense input.
+  static Tensor new_output(const Tensor& input, const MaybeDoubles& transform) {
+    if (input.is_cuda() && !transform && input.is_non_overlapping_and_dense())
+      return empty_result(input.sizes(), input.strides(), input);
+    return empty_result_like(input);
+  }
+
   static Tensor dropout(const Tensor& input, double p, const Tensor& rng_state, MaybeInts strides, MaybeInts index_map,
                         MaybeDoubles transform) {
     Operation operation(input, std::nullopt, p, index_map, transform);
     operation.use(rng_state);
-    return operation.into(numbered_output("dropout", input, strides));
+    return operation.into(strides ? numbered_output("dropout", input, strides) : new_output(input, transform));
   }
   static void dropout_(Tensor& input, double p, const Tensor& rng_state, MaybeInts index_map, MaybeDoubles transform) {
     check_writable("dropout", input);
@@ -167,7 +174,7 @@ class DropoutOperators {
                                                    MaybeDoubles transform) {
     Operation operation(input, std::nullopt, p, index_map, transform);
     Tensor rng_state = operation.draw();
-    return {operation.into(empty_result_like(input)), rng_state};
+    return {operation.into(new_output(input, transform)), rng_state};
   }
   static Tensor dropout_seeded_(Tensor& input, double p, MaybeInts index_map, MaybeDoubles transform) {
     check_writable("dropout", input);

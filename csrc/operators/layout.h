@@ -3,8 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 
 #include "kernels/dropout/stream.h"
+#include "operators/results.h"
 
 namespace fastreg {
 
@@ -72,22 +74,40 @@ inline std::optional<ChannelLayout> channel_layout(const at::Tensor& x) {
   return std::nullopt;
 }
 
-// x, or a copy of it, in a layout that channel_layout accepts.
-inline at::Tensor with_channel_layout(const at::Tensor& x) {
-  if (channel_layout(x)) return x;
-  at::Tensor copy = at::empty_like(x);
-  if (!channel_layout(copy)) return x.contiguous();
-  return copy.copy_(x);
+// The memory format of what torch's batch norm returns on the input's device. Where dimensions of size one make it
+// ambiguous, the CPU's prefers contiguous, and cuDNN's asks the strides alone.
+inline at::MemoryFormat normalized_format(const at::Tensor& input) {
+  if (!input.is_cuda()) {
+    for (const auto format :
+         {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast, at::MemoryFormat::ChannelsLast3d})
+      if (input.is_contiguous(format)) return format;
+  }
+  return input.suggest_memory_format();
 }
+// The strides of that: of batch norm's results, and of its gradients. channel_layout accepts them.
+inline c10::DimVector normalized_strides(const at::Tensor& input) {
+  return standard_strides(input.sizes(), normalized_format(input) != at::MemoryFormat::Contiguous);
+}
+
+// A new result of batch norm.
+inline at::Tensor empty_normalized_like(const at::Tensor& input) {
+  return empty_result(input.sizes(), normalized_strides(input), input);
+}
+// input, or a copy of it, with its elements where those of results are.
+inline at::Tensor in_normalized_layout(const at::Tensor& input) {
+  const c10::DimVector strides = normalized_strides(input);
+  for (int64_t d = 0; d < input.dim(); ++d)
+    if (input.size(d) > 1 && input.stride(d) != strides[size_t(d)])
+      return at::empty_strided(input.sizes(), strides, input.options()).copy_(input);
+  return input;
+}
+
+// x, or a copy of it, in a layout that channel_layout accepts.
+inline at::Tensor with_channel_layout(const at::Tensor& x) { return channel_layout(x) ? x : in_normalized_layout(x); }
 
 // `tensor`, or a copy of it, in the layout of `like`, which is dense.
 inline at::Tensor with_layout_of(const at::Tensor& tensor, const at::Tensor& like) {
   return same_layout(tensor, like) ? tensor : at::empty_like(like, tensor.options()).copy_(tensor);
-}
-
-// A result computed for with_channel_layout(input), in the memory order of empty_like(input).
-inline at::Tensor in_order_of(const at::Tensor& result, const at::Tensor& input) {
-  return channel_layout(input) ? result : with_layout_of(result, at::empty_like(input));
 }
 
 }  // namespace fastreg

@@ -174,6 +174,9 @@ class ResultCache final : public c10::Allocator {
 }  // namespace
 
 at::Tensor empty_result_like(const at::Tensor& x) {
+  const bool contiguous = x.is_contiguous();
+  if (contiguous || x.is_contiguous(at::MemoryFormat::ChannelsLast))
+    return empty_result(x.sizes(), standard_strides(x.sizes(), !contiguous), x);
   if (!x.is_non_overlapping_and_dense()) return at::empty_like(x);
   return empty_result(x.sizes(), x.strides(), x);
 }

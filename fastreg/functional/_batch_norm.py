@@ -7,6 +7,7 @@ from torch.overrides import handle_torch_function
 
 from fastreg import ops
 from fastreg._routing import device_type, has_operators, is_ours, is_sharded
+from fastreg.functional._batch_count import count_batch, is_counted_by_operators
 from fastreg.functional._batch_norm_checks import check_batch_norm
 from fastreg.functional._sync_batch_norm import sync_batch_norm
 
@@ -101,11 +102,13 @@ def batch_norm_with_count(
 ) -> Tensor:
     """:func:`batch_norm` of an input that :func:`takes_batch_norm`, which in training also counts the batch.
 
-    num_batches_tracked (Tensor, optional): one int64 value, incremented in place. With momentum=None the running
-    statistics become averages over all batches: the batch's weight is 1 / num_batches_tracked, without a
-    synchronisation of the device.
+    num_batches_tracked (Tensor, optional): incremented in place. With momentum=None the running statistics become
+    averages over all batches: the batch's weight is 1 / num_batches_tracked, without a synchronisation of the device
+    where that is one int64 value on it, as torch's modules have it.
     """
     check_batch_norm(input, running_mean, running_var, training, eps)
     if not training:
         return ops.batch_norm.evaluate(input, weight, bias, running_mean, running_var, eps)
+    if num_batches_tracked is not None and not is_counted_by_operators(num_batches_tracked, input):
+        momentum, num_batches_tracked = count_batch(num_batches_tracked, momentum), None
     return ops.batch_norm.train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)[0]

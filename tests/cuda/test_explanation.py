@@ -43,7 +43,8 @@ def test_layouts(shape):
     x = half(*shape)
     last = x.movedim(1, -1).contiguous().movedim(-1, 1)
     refusal = "the channels lie next to each other"
-    assert fastreg.explain(last, device_limits=90, tier="slab").get("refusal") == refusal
+    # Results, and the copy they are computed from, are contiguous where the rank has no channels-last format.
+    assert (fastreg.explain(last, device_limits=90, tier="slab").get("refusal") == refusal) is (len(shape) != 3)
     assert (fastreg.explain(x, device_limits=90, tier="slab").get("refusal") == refusal) is (len(shape) == 2)
     # What the operators copy is planned as its copy.
     sliced = half(*shape, 2)[..., 0]

@@ -77,7 +77,7 @@ def test_module(device, name, dtype, training, layout):
             (y, gradient), (expected, expected_gradient) = (gradients(m, layout(input)) for m in (one, other))
             torch.testing.assert_close(y, expected, **TOLERANCE[dtype])
             torch.testing.assert_close(gradient, expected_gradient, **TOLERANCE[dtype])
-            assert y.stride() == expected.stride() or layout is not contiguous
+            assert y.stride() == expected.stride() or device != "cpu" or y.numel() == 0
             torch.testing.assert_close(one.state_dict(), other.state_dict(), **TOLERANCE[dtype])
 
 

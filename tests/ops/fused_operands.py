@@ -5,6 +5,7 @@ import torch
 from fastreg import _activation
 from fastreg.functional import dropout
 from fastreg.reference import fused
+from fastreg.reference.batch_norm import empty_normalized_like
 from tests.common import contiguous
 
 ops = torch.ops.fastreg
@@ -27,8 +28,8 @@ def operands(dtype=torch.float64, device="cpu", layout=contiguous, shape=(4, C, 
 
 
 def mask_of(x, p, state=STATE):
-    """Which elements dropout of a tensor like x keeps."""
-    return dropout(torch.ones_like(x.detach()), p, rng_state=state) != 0
+    """Which elements dropout of a batch norm of x keeps."""
+    return dropout(empty_normalized_like(x.detach()).fill_(1), p, rng_state=state) != 0
 
 
 def exact(x, residual, weight, bias, act, pre_act="identity", statistics=None, mask=None, p=0.0):

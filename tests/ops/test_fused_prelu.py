@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastreg
-from fastreg.functional import batch_norm_act, dropout
+from fastreg.functional import batch_norm_act
 from fastreg.reference import fused
+from fastreg.reference.batch_norm import empty_normalized_like
 from tests.common import DEVICES, DTYPES, LAYOUTS, channels_last, contiguous
+from tests.ops.fused_operands import mask_of
 from tests.tolerances import assert_accurate
 
 pytestmark = pytest.mark.kernels
@@ -64,7 +66,7 @@ def assert_near(kind, ours, torchs, reference, summed=None):
 def test_values_and_gradients(device, dtype, layout, shape, kind):
     """No worse than the single operations, which round after each."""
     (x, residual, weight, bias, slope), grad = operands(shape, dtype, device, layout, kind)
-    mask = dropout(torch.ones_like(x.detach()), 0.25, rng_state=STATE) != 0
+    mask = mask_of(x, 0.25, STATE)
     for addend, training in ((residual, True), (None, True), (residual, False)):
         wanted = [t for t in (x, addend, weight, bias, slope) if t is not None]
         double = dict(zip(map(id, wanted), [t.detach().double().requires_grad_() for t in wanted], strict=True))
@@ -78,7 +80,7 @@ def test_values_and_gradients(device, dtype, layout, shape, kind):
             statistics = [s.double() for s in running]
         tensors = [None if t is None else double[id(t)] for t in (x, addend, weight, bias, slope)]
         expected = exact(*tensors, mask, 0.25, statistics)
-        assert y.dtype == dtype and y.stride() == torch.empty_like(x).stride()
+        assert y.dtype == dtype and y.stride() == empty_normalized_like(x).stride()
         assert_near("output", y, torchs, expected)
         found, of_torch = torch.autograd.grad(y, wanted, grad), torch.autograd.grad(torchs, wanted, grad)
         references = torch.autograd.grad(expected, list(double.values()), grad.double())
@@ -95,7 +97,7 @@ def test_values_and_gradients(device, dtype, layout, shape, kind):
 def test_layouts(device, layout, training):
     (x, residual, weight, bias, slope), grad = operands((4, 6, 5, 3), device=device, layout=layout)
     statistics = statistics_of(6, device)
-    mask = dropout(torch.ones_like(x.detach()), 0.3, rng_state=STATE) != 0
+    mask = mask_of(x, 0.3, STATE)
     settings = {"act": "prelu", "act_weight": slope, "residual": residual, "p": 0.3, "rng_state": STATE}
     y = batch_norm_act(x, *(s.clone() for s in statistics), weight, bias, training, **settings)
     expected = exact(x, residual, weight, bias, slope, mask, 0.3, None if training else statistics)
