@@ -13,6 +13,7 @@ from types import BuiltinFunctionType, FunctionType
 import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.compiler import is_compiling
+from torch.jit import is_tracing
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastreg._routing import PLAIN_TYPES
@@ -93,6 +94,12 @@ def finish(slot: list, x=None):
     return x.value if type(x) is Held else x
 
 
+def _is_watched():
+    """Whether somebody sees each call of a module: hooks of all modules, or the tracer of torch.jit, whose program is
+    to be the plain one."""
+    return _has_any_global_hook() or is_tracing()
+
+
 def _operand(slot, x):
     """(x's value, whether it is fresh), with nothing held."""
     if slot[0] is not None:
@@ -108,7 +115,8 @@ def _plain(slot, f, x):
 def call(slot: list, f, x):
     """f(x)."""
     # Two operations on few elements cost less than to find out that they are one.
-    if type(x) is Tensor and slot[0] is None and x.numel() <= _SMALL and not is_grad_enabled() and not is_compiling():
+    alone = type(x) is Tensor and slot[0] is None and not is_grad_enabled()
+    if alone and not is_compiling() and not is_tracing() and x.numel() <= _SMALL:
         return f(x)
     cls = type(f)
     step, forward = STEPS.get(cls) or _classify(cls)
@@ -200,7 +208,7 @@ def _norm(slot, f, x):
         held.norm = f
         return held
     x, _ = _operand(slot, x)
-    if type(x) not in _TENSORS or layers.is_hooked(f) or _has_any_global_hook():
+    if type(x) not in _TENSORS or layers.is_hooked(f) or _is_watched():
         return _plain(slot, f, x)
     slot[0] = held = Held()
     held.input, held.norm = x, f
@@ -223,7 +231,7 @@ def _hold_act(slot, act, x):
         held.act = act
         return held
     x, fresh = _operand(slot, x)
-    alone = type(x) not in _TENSORS or (act.inplace and not fresh) or _has_any_global_hook()
+    alone = type(x) not in _TENSORS or (act.inplace and not fresh) or _is_watched()
     if alone or (type(x) is not Abstract and sites.is_cast(act, x)):
         return x if type(x) is Abstract else act.call(x)
     slot[0] = held = Held()
@@ -253,7 +261,7 @@ def _has_backward(held):
 
 
 def _identity(slot, f, x):
-    if type(x) not in _HOLDABLE or layers.is_hooked(f) or _has_any_global_hook():
+    if type(x) not in _HOLDABLE or layers.is_hooked(f) or _is_watched():
         return _plain(slot, f, x)
     return x
 
@@ -271,7 +279,7 @@ def _hold_drop(slot, f, x, of_elements):
     tensor = x if type(x) is not Held else x.value if x.input is None else x.input
     training = f.training if type(tensor) is not Abstract else tensor.training
     p = layers.drop_probability(f)
-    if p is None or type(tensor) not in _TENSORS or layers.is_hooked(f) or _has_any_global_hook():
+    if p is None or type(tensor) not in _TENSORS or layers.is_hooked(f) or _is_watched():
         return _plain(slot, f, x)
     if not training or p == 0.0:
         return x
@@ -300,7 +308,7 @@ def _maker(slot, f, x):
 
 
 def _container(slot, f, x):
-    if type(x) not in _HOLDABLE or layers.is_hooked(f) or _has_any_global_hook():
+    if type(x) not in _HOLDABLE or layers.is_hooked(f) or _is_watched():
         return _plain(slot, f, x)
     for module in f._modules.values():
         x = call(slot, module, x)

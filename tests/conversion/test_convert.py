@@ -492,3 +492,13 @@ def test_explain_refuses_in_one_line(arguments, message, capsys):
 def test_what_is_no_module_is_refused(function, model):
     with pytest.raises(TypeError, match=f"{function.__name__}: model must be a torch.nn.Module, got"):
         function(model)
+
+
+def test_jit_trace():
+    """The program is the plain one, whichever gradient mode it is traced in; torch compares two traces itself."""
+    plain = resnet().eval()
+    ours = fastreg.convert(copy.deepcopy(plain))
+    x = torch.randn(IMAGES)
+    traced = torch.jit.trace(ours, x)
+    torch.testing.assert_close(traced(x), plain(x))
+    assert "fastreg::" not in str(traced.inlined_graph)
