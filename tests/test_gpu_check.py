@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.gpu_check import report
+from tests.gpu_check import report, runner
 from tests.gpu_check.runner import SECONDS_TO_END, Run
 from tests.gpu_check.steps import CUT_SHORT, DONE, FAILED, LEFT_OUT, Outcome
 from tests.gpu_check_jobs import CPU, GPU, HANGS, SOURCES, FakeSystem, Script, make_job, phase, records, unit
@@ -283,6 +283,14 @@ def test_logs_are_bounded(tmp_path, monkeypatch):
         job.report.record_unit("a", str(number), Outcome(DONE), 1, "x" * 500)
     text = (tmp_path / "results/logs.txt").read_text()
     assert len(text) < 1000 and text.startswith("=== a: 0: done: \n" + "x" * 100 + "\n")
+
+
+def test_of_a_long_output_the_end_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "LONGEST_OUTPUT", 9)
+    seen = []
+    judge = unit("a", judge=lambda result: seen.append(result.output) or Outcome(DONE))
+    run([phase("a", judge)], make_job(tmp_path, system=FakeSystem(("a", Script(output="x" * 99 + "\nthe end\n")))))
+    assert seen == ["\nthe end\n"]
 
 
 def test_counts_are_added_up(tmp_path):

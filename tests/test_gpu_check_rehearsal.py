@@ -340,6 +340,15 @@ def test_planted_a_signal(rehearsal):
     assert rehearsal("--resume")[0] == 0 and set(rehearsal.statuses().values()) == {"done"}
 
 
+def test_timings_of_other_sources_are_not_gone_on_with(rehearsal):
+    """bench refuses them; they are taken anew."""
+    rehearsal("--budget", 300)
+    rehearsal.fresh(("--only short.*--resume", Script(5, "bench: --resume must go on where", 2)))
+    (rehearsal.out / "short.json").unlink()
+    assert rehearsal("--resume")[0] == 0
+    assert ["--resume" in text for text in rehearsal.system.commands("--only short")] == [True, False]
+
+
 # The command
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import signal
 import traceback
@@ -16,7 +17,7 @@ SECONDS_TO_END = 6  # that an interrupted command has to write what it has
 RESERVE = SECONDS_TO_END + 2  # of a budget: after the last second in which something may run
 TICK = 0.05
 FULL_DISK = 64 << 20  # bytes that are left
-LONGEST_OUTPUT = 4 << 20
+LONGEST_OUTPUT = 4 << 20  # bytes of a command's, the last ones, that are looked at
 
 
 class Task:
@@ -77,9 +78,9 @@ class Task:
         return None
 
     def _output(self):
-        with self.log.open(errors="replace") as log:
-            log.seek(self._begin)
-            return log.read(LONGEST_OUTPUT)
+        with self.log.open("rb") as log:
+            log.seek(max(self._begin, log.seek(0, os.SEEK_END) - LONGEST_OUTPUT))
+            return log.read().decode(errors="replace")
 
     def _stop_when_late(self):
         now = self.job.system.now()
