@@ -120,7 +120,7 @@ def describe(phases, job, budget=None):
 def _what(phase, job):
     units = phase.units(job)
     if isinstance(units, Outcome):
-        return f"{units.status}: {units.note}"
+        return f"here {units.status}: {units.note}"
     beside = "alone" if phase.alone else f"{phase.workers(job)} at a time"
     names = ", ".join(unit.name for unit in units)
     return beside if names == phase.name else f"{len(units)} units, {beside}: {names}"
