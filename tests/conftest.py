@@ -113,7 +113,7 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     finally:
-        if item.get_closest_marker("cuda"):
+        if item.get_closest_marker("cuda") and torch.cuda.is_initialized():
             synchronize(item)
 
 

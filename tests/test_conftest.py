@@ -15,7 +15,7 @@ def synchronize():
     if errors:
         error = errors[0] if errors[0] == "sticky" else errors.pop()
         raise RuntimeError(f"CUDA error: {error}\\nadvice")
-torch.cuda.is_available = lambda: True
+torch.cuda.is_available = torch.cuda.is_initialized = lambda: True
 torch.cuda.synchronize = synchronize
 """
 TESTS = """

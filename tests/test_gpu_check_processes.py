@@ -166,7 +166,7 @@ def without_cuda(**changes):
     return {**os.environ, **changes, "FASTREG_EXPECT": "cpu"}
 
 
-NO_DEVICE = "import torch\ntorch.cuda.is_available = lambda: True\ntorch.cuda.synchronize = lambda: None\n"
+NO_DEVICE = "import torch\ntorch.cuda.is_available = torch.cuda.is_initialized = lambda: True\ntorch.cuda.synchronize = lambda: None\n"
 
 
 @pytest.fixture
