@@ -47,13 +47,8 @@ py-test: $(call stamp,test) $(call stamp,bench)  ## the Python tests
 	$(PY) -m pytest $(ARGS)
 
 # What holds for the CPU backend has to hold for the CUDA kernels, run on the CPU.
-KERNEL_TESTS := $(wildcard tests/test_dropout.py tests/test_dropout_family.py tests/test_dropout_identity.py \
-  tests/test_batch_norm.py tests/test_batch_norm_parts.py \
-  tests/test_batch_norm_tiers.py tests/test_fused.py tests/test_fused_operators.py tests/test_fused_masks.py \
-  tests/test_fused_gates.py tests/test_fused_prelu.py tests/test_fused_programs.py tests/test_fused_tiers.py \
-  tests/test_batch_norm_fallback.py tests/test_*_refused.py tests/test_nn_*.py)
-kernel-test: $(call stamp,test)  ## the Python tests of the operators on the CUDA kernels, in the host executor
-	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PY) -m pytest $(KERNEL_TESTS) $(ARGS)
+kernel-test: $(call stamp,test) $(call stamp,bench)  ## those marked kernels, on the CUDA kernels in the host executor
+	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PY) -m pytest $(ARGS)
 
 cpp-test: $(call stamp,torch)  ## the CUDA kernels on the CPU, under sanitizers, without Python
 	$(if $(VENV),PATH="$(abspath $(VENV))/bin:$$PATH" &&) cmake -S . -B build/cpp -G Ninja && \
@@ -62,12 +57,24 @@ cpp-test: $(call stamp,torch)  ## the CUDA kernels on the CPU, under sanitizers,
 build: $(call stamp,test)  ## compile and install fastreg, editable
 	$(BUILD)
 
-lint: .venv-lint/.installed  ## ruff, clang-format, and no torch header near the kernels
+# Of the project's own files. The order of csrc's layers is told in csrc/ops.cpp.
+includes_only = ! grep -rnE '^ *\# *include +"' csrc/$(1) | grep -vE 'include +"($(2))/'
+
+lint: .venv-lint/.installed  ## ruff, clang-format, the order of imports and includes, and no torch header near the kernels
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
 	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
+	.venv-lint/bin/python -m tests.build.import_order
 	! grep -rnE '# *include *[<"](torch|ATen|c10|pybind11|Python)\b' csrc/kernels csrc/cpu/isa
+	$(call includes_only,kernels/common,kernels/common|host_executor)
+	$(call includes_only,kernels/dropout,kernels/(common|dropout))
+	$(call includes_only,kernels/batch_norm,kernels)
+	$(call includes_only,cpu/isa,cpu/isa|kernels)
+	$(call includes_only,operators,operators|kernels)
+	$(call includes_only,autograd,autograd|operators|kernels)
+	$(call includes_only,cpu,cpu|operators|kernels)
+	$(call includes_only,cuda,cuda|operators|kernels|host_executor)
 
 gpu-check: $(call stamp,test) $(call stamp,bench)  ## all that needs a GPU, in order of worth (ARGS="--budget 560 --resume")
 	$(PY) -m tests.gpu_check $(ARGS)

@@ -129,12 +129,12 @@ def cuda_flags(toolkit, environ):
 def describe_extension(torch, cpp_extension, pybind11, toolkit, environ):
     """The extension module; with the CUDA backend where toolkit is not None."""
     debug = environ.get("DEBUG", "0") not in ("", "0")
-    patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cpu/isa/*.cpp", "csrc/kernels/*.cpp"]
+    patterns = ["csrc/*.cpp", *(f"csrc/{layer}/**/*.cpp" for layer in ("operators", "autograd", "cpu", "kernels"))]
     macros = [("FASTREG_TORCH_VERSION", f'"{torch.__version__}"')]
     libraries = ["c10", "torch", "torch_cpu"]
     nvcc = []
     if toolkit:
-        patterns += ["csrc/cuda/*.cpp", "csrc/kernels/*.cu"]
+        patterns += ["csrc/cuda/**/*.cpp", "csrc/kernels/**/*.cu"]
         libraries += ["c10_cuda", "torch_cuda", "cudart"]
         gencode, gpus = cuda_flags(toolkit, environ)
         macros += [("FASTREG_WITH_CUDA", None), ("FASTREG_CUDA_ARCHITECTURES", f'"{gpus}"')]

@@ -9,12 +9,12 @@
 #include <optional>
 #include <string>
 
-#include "cpu/kernels.h"
-#include "kernels/batch_norm_plan.h"
-#include "results.h"
+#include "cpu/isa/kernels.h"
+#include "kernels/batch_norm/plan.h"
+#include "operators/results.h"
 
 #if defined(FASTREG_WITH_CUDA) || defined(FASTREG_HOST_EXECUTOR)
-#include "kernels/batch_norm_tiers.h"
+#include "kernels/batch_norm/tiers.h"
 #endif
 
 namespace {

@@ -1,5 +1,13 @@
 // The operators of fastreg: their schemas, and nothing else. Implementations are registered by csrc/cpu and
-// csrc/cuda, derivatives by csrc/*_autograd.cpp, fake kernels by fastreg/ops.
+// csrc/cuda, derivatives by csrc/autograd, fake kernels by fastreg/ops.
+//
+// Each folder includes from itself and from those before it alone, the last three not from each other:
+//   kernels/common      CUDA C++ without torch, and what the CPU backend shares with it: memory, types, activations
+//   kernels/dropout     the stream of random draws, and the kernels
+//   kernels/batch_norm  plans and kernels, with activation and dropout fused in
+//   cpu/isa             the CPU kernels, without torch, once per instruction set (from kernels)
+//   operators           what holds for any backend: argument checks, layouts, dispatch over dtypes, results
+//   autograd, cpu, cuda derivatives; the operators on the two kinds of devices
 #include <torch/library.h>
 
 // Tensors. rng_state: int64[2], (seed, offset) read as unsigned. strides: the dense strides in whose memory order the
@@ -7,6 +15,8 @@
 // tensor is element first + (j div row) * row_stride + j mod row of the stream, default (0, numel, 0).
 // transform: (scale, shift, fill), kept elements become fma(x, scale, shift), dropped ones fill, default
 // (1 / (1 - p), -0.0, 0).
+// Results of batch norm, and gradients of its input and residual, have the strides that torch's have on the input's
+// device: contiguous or channels-last (csrc/layout.h).
 // stats: [3, C] in fp32 (fp64 for fp64 input): centre, mean - centre, 1 / sqrt(var + eps).
 TORCH_LIBRARY(fastreg, m) {
   // Pure: the mask is a function of rng_state. Its own backward: grad_input = dropout(grad_output) with the strides
@@ -76,7 +86,7 @@ TORCH_LIBRARY(fastreg, m) {
       "-> Tensor");
 
   // dropout(act(batch_norm(pre_act(input)) + residual)). Activations: the names and parameters of
-  // csrc/kernels/activation.h. Elements are numbered as by dropout of a tensor like input; rng_state where p > 0.
+  // kernels/common/activation.h. Elements are numbered in the memory order of the result; rng_state where p > 0.
   // act_weight: [1] or [C], the slope where act is prelu, else None. gate: where save_gate asks for it, and there is a
   // residual and an act with two slopes, which of them the elements have, as the device's kernels lay it out; else
   // empty.

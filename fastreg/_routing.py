@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from fastreg._extension import available, disabled
 
-_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor))
+PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor))
 _FLOATING_DTYPES = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 _DEVICES = frozenset(() if disabled() else ("cpu", "cuda"))
 _COMPILED_BACKENDS = frozenset(device for device in _DEVICES if available(device))
@@ -23,7 +23,7 @@ def device_type(tensor: Tensor) -> str:
 
 def is_sharded(input) -> bool:
     """Whether input is a DTensor whose parts are tensors that fastreg computes with."""
-    if type(input) in _PLAIN_TYPES:
+    if type(input) in PLAIN_TYPES:
         return False
     # Nobody has a DTensor before its module is imported, which takes long.
     module = sys.modules.get("torch.distributed.tensor")
@@ -38,7 +38,7 @@ def is_sharded(input) -> bool:
 def is_ours(input) -> bool:
     """Whether input is a tensor that fastreg computes with: anything else is torch's."""
     return (
-        type(input) in _PLAIN_TYPES
+        type(input) in PLAIN_TYPES
         and input.dtype in _FLOATING_DTYPES
         and device_type(input) in _DEVICES
         and input.layout is torch.strided

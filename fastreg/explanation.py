@@ -4,18 +4,15 @@ import torch
 from torch import Tensor
 
 from fastreg import _extension
+from fastreg.reference.batch_norm import normalized_format
 
 
 def _channel_layout(x):
     """(planes, channels, size, rows): x in memory, or the copy that the operators make of it (csrc/layout.h)."""
     planes, channels = x.shape[:2]
     size = x[0, 0].numel() if planes and channels else 0
-    for candidate in (x, torch.empty_like(x, device="meta")):
-        if candidate.is_contiguous():
-            break
-        if candidate.movedim(1, -1).is_contiguous():
-            return planes, channels, size, True
-    return planes, channels, size, size == 1 and channels > 1
+    rows = not torch.empty(x.shape, device="meta", memory_format=normalized_format(x)).is_contiguous()
+    return planes, channels, size, rows or (size == 1 and channels > 1)
 
 
 def explain(

@@ -3,13 +3,15 @@
 Imported where there is a DTensor: ``torch.distributed.tensor`` takes long to import.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from fastreg import rng_states, sharding
-from fastreg.functional._sync_batch_norm import sync_batch_norm
+from fastreg.reference.batch_norm import normalized_format
 from fastreg.reference.dropout import check_rng_state
 
 
@@ -95,15 +97,17 @@ def batch_norm(
     training: bool,
     momentum: float | None,
     eps: float,
+    alone: Callable[..., Tensor],
+    together: Callable[..., Tensor],
 ) -> DTensor:
     """``batch_norm_with_count`` of a DTensor, with its placements.
 
     Where channels are sharded each device normalises its own. Where anything else is, training gathers statistics as
     SyncBatchNorm does, over one dimension of the mesh. Parameters and statistics are DTensors on the same mesh, of any
     placements, or plain tensors that all devices have alike.
-    """
-    from fastreg.functional._batch_norm import batch_norm_with_count
 
+    alone, together: ``batch_norm_with_count`` and ``sync_batch_norm``, of the part that lies here.
+    """
     input = _divided(input)
     mesh, placements = input.device_mesh, input.placements
     by_channel = [Shard(0) if p == Shard(1) else Replicate() for p in placements]
@@ -116,19 +120,19 @@ def batch_norm(
         count = _local(num_batches_tracked, mesh, [Replicate()] * mesh.ndim)
     local = input.to_local()
     if not training or not divided:
-        output = batch_norm_with_count(local, *statistics, count, local_weight, local_bias, training, momentum, eps)
+        output = alone(local, *statistics, count, local_weight, local_bias, training, momentum, eps)
     elif len(divided) > 1:
         raise NotImplementedError(
             f"batch_norm: input must be sharded along one dimension of the mesh, besides channels, got {placements}"
         )
     else:
         group = mesh.get_group(divided[0])
-        output = sync_batch_norm(local, *statistics, count, local_weight, local_bias, momentum, eps, group)
+        output = together(local, *statistics, count, local_weight, local_bias, momentum, eps, group)
     if training:
         for statistic, part in zip((running_mean, running_var), statistics, strict=True):
             _write_back(statistic, part, mesh, by_channel)
-    order = sharding.memory_order(input.shape, input.stride())
-    return _joined(output, input, _strides_in(order, input.shape))
+    result = torch.empty(input.shape, device="meta", memory_format=normalized_format(input))
+    return _joined(output, input, result.stride())
 
 
 @torch.no_grad()

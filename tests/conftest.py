@@ -3,7 +3,8 @@
 After each test of a GPU the device is synchronised, so that an error is that of the test that made it; where nothing
 runs on the device after it, the run ends there.
 
-With FASTREG_TEST_KERNELS=host-executor the tests of the CPU run the CUDA kernels instead, on the CPU.
+With FASTREG_TEST_KERNELS=host-executor the tests marked kernels run, and no others: the tests of the CPU run the CUDA
+kernels instead, on the CPU.
 """
 
 import importlib.util
@@ -59,31 +60,6 @@ NEEDS = {
 }
 
 
-@pytest.fixture(scope="session")
-def two_ranks(tmp_path_factory):
-    """A group of two processes, for all tests."""
-    yield from ranks_of(2, tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def four_ranks(tmp_path_factory):
-    """A group of four processes, for all tests."""
-    yield from ranks_of(4, tmp_path_factory)
-
-
-def ranks_of(size, tmp_path_factory):
-    from ranks import Ranks
-
-    group = Ranks(size, tmp_path_factory.mktemp("ranks"))
-    yield group
-    group.close()
-
-
-@pytest.fixture(params=["two_ranks", "four_ranks"])
-def ranks(request):
-    return request.getfixturevalue(request.param)
-
-
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the tests marked full, too")
 
@@ -130,18 +106,27 @@ def synchronize(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    counts = config.stash.setdefault(LEFT_OUT, {})
-    for marker, (available, _) in NEEDS.items():
-        left_out = [item for item in items if item.get_closest_marker(marker)]
-        if left_out and not available(config):
-            counts[marker] = len(left_out)
-            config.hook.pytest_deselected(items=left_out)
-            items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    if EXECUTED:
+        others = [item for item in items if not item.get_closest_marker("kernels")]
+        leave_out(config, items, others, "are not marked kernels and have not run: make py-test runs them")
+    for marker, (available, what) in NEEDS.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not available(config):
+            leave_out(config, items, marked, what)
+
+
+def leave_out(config, items, left_out, what):
+    """Deselect tests, and have the summary say how many and what of them."""
+    if left_out:
+        config.stash.setdefault(LEFT_OUT, {})[what] = len(left_out)
+        config.hook.pytest_deselected(items=left_out)
+        kept = set(items).difference(left_out)
+        items[:] = [item for item in items if item in kept]
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    for marker, count in config.stash.get(LEFT_OUT, {}).items():
-        terminalreporter.write_line(f"{count} tests {NEEDS[marker][1]}", yellow=True)
+    for what, count in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.write_line(f"{count} tests {what}", yellow=True)
     if files := config.stash.get(LEFT_OUT_FILES, set()):
         line = f"{len(files)} files need expecttest and have not run: there is none here: {', '.join(sorted(files))}"
         terminalreporter.write_line(line, yellow=True)

@@ -1,7 +1,7 @@
 // Dropout with what stands next to it, on the CPU.
-#include "../act_dropout_operators.h"
-#include "dropout.h"
-#include "kept_bits.h"
+#include "operators/act_dropout.h"
+#include "cpu/dropout.h"
+#include "cpu/kept_bits.h"
 
 namespace fastreg::cpu {
 namespace {

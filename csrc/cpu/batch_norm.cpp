@@ -1,7 +1,7 @@
 // Batch norm on the CPU.
-#include "../batch_norm_sync_operators.h"
-#include "../kernels/batch_norm_merge.h"
-#include "batch_norm_passes.h"
+#include "cpu/batch_norm_passes.h"
+#include "kernels/batch_norm/merge.h"
+#include "operators/batch_norm_sync.h"
 
 namespace fastreg::cpu {
 namespace {

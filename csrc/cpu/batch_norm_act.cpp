@@ -2,10 +2,10 @@
 // made first, a bit each, so that each is made once wherever a channel's elements lie.
 #include <vector>
 
-#include "../batch_norm_act_operators.h"
-#include "batch_norm_passes.h"
-#include "dropout.h"
-#include "kept_bits.h"
+#include "cpu/batch_norm_passes.h"
+#include "cpu/dropout.h"
+#include "cpu/kept_bits.h"
+#include "operators/batch_norm_act.h"
 
 namespace fastreg::cpu {
 namespace {

@@ -8,8 +8,8 @@
 #include <memory>
 #include <numeric>
 
-#include "../batch_norm_operators.h"
-#include "kernels.h"
+#include "cpu/isa/kernels.h"
+#include "operators/batch_norm.h"
 
 namespace fastreg::cpu {
 

@@ -3,15 +3,15 @@
 //   value(i)                      element i of what is normalised
 //   moments(section, look, centre, sums), normalize(section, forward)
 //   grad_sums(section, look, forward, mean, sums), grad_input(section, forward, backward)
-// do what the kernels of the same names do (kernels.h).
+// do what the kernels of the same names do (isa/kernels.h).
 #pragma once
 
 #include <cmath>
 #include <optional>
 #include <vector>
 
-#include "../kernels/moments.h"
-#include "batch_norm_partition.h"
+#include "cpu/batch_norm_partition.h"
+#include "kernels/batch_norm/moments.h"
 
 namespace fastreg::cpu {
 

@@ -1,4 +1,4 @@
 // Dropout on the CPU.
-#include "dropout.h"
+#include "cpu/dropout.h"
 
 TORCH_LIBRARY_IMPL(fastreg, CPU, m) { fastreg::DropoutOperators<fastreg::cpu::DropoutBackend>::register_in(m); }

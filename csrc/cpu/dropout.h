@@ -1,12 +1,12 @@
-// What the operators with dropout need of the CPU: see csrc/dropout_operators.h.
+// What the operators with dropout need of the CPU: see csrc/operators/dropout.h.
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 
-#include "../dispatch.h"
-#include "../dropout_operators.h"
-#include "kernels.h"
+#include "cpu/isa/kernels.h"
+#include "operators/dispatch.h"
+#include "operators/dropout.h"
 
 namespace fastreg::cpu {
 

@@ -6,7 +6,7 @@
 
 #include <memory>
 
-#include "kernels.h"
+#include "cpu/isa/kernels.h"
 
 namespace fastreg::cpu {
 

@@ -1,8 +1,8 @@
 // Dropout with what stands next to it, on CUDA devices.
-#include "../kernels/act_dropout.h"
+#include "kernels/dropout/act_dropout.h"
 
-#include "../act_dropout_operators.h"
-#include "dropout.h"
+#include "cuda/dropout.h"
+#include "operators/act_dropout.h"
 
 namespace fastreg::cuda {
 namespace {

@@ -1,6 +1,6 @@
 // Batch norm on CUDA devices.
-#include "../batch_norm_sync_operators.h"
-#include "batch_norm_call.h"
+#include "cuda/batch_norm_call.h"
+#include "operators/batch_norm_sync.h"
 
 namespace fastreg::cuda {
 namespace {

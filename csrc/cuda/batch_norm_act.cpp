@@ -1,10 +1,10 @@
 // Batch norm with what stands next to it, on CUDA devices.
 #include <ATen/ops/sum.h>
 
-#include "../batch_norm_act_operators.h"
-#include "../kernels/epilogue.h"
-#include "batch_norm_call.h"
-#include "dropout.h"
+#include "cuda/batch_norm_call.h"
+#include "cuda/dropout.h"
+#include "kernels/batch_norm/epilogue.h"
+#include "operators/batch_norm_act.h"
 
 namespace fastreg::cuda {
 namespace {

@@ -8,10 +8,10 @@
 #include <mutex>
 #include <vector>
 
-#include "../batch_norm_operators.h"
-#include "../kernels/batch_norm_tiers.h"
-#include "../kernels/vector.h"
-#include "call.h"
+#include "cuda/call.h"
+#include "kernels/batch_norm/tiers.h"
+#include "kernels/common/vector.h"
+#include "operators/batch_norm.h"
 
 namespace fastreg::cuda {
 

@@ -15,8 +15,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "../kernels/dropout.h"
-#include "../kernels/runtime.h"
+#include "kernels/common/runtime.h"
+#include "kernels/dropout/dropout.h"
 
 #define FASTREG_DISPATCH_KEY CUDA
 

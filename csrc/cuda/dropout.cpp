@@ -1,5 +1,5 @@
 // Dropout on CUDA devices.
-#include "dropout.h"
+#include "cuda/dropout.h"
 
 TORCH_LIBRARY_IMPL(fastreg, FASTREG_DISPATCH_KEY, m) {
   fastreg::DropoutOperators<fastreg::cuda::DropoutBackend>::register_in(m);

@@ -1,11 +1,11 @@
-// What the operators with dropout need of CUDA devices: see csrc/dropout_operators.h.
+// What the operators with dropout need of CUDA devices: see csrc/operators/dropout.h.
 #pragma once
 
-#include "../kernels/feature_dropout.h"
+#include "kernels/dropout/feature_dropout.h"
 
-#include "../dispatch.h"
-#include "../dropout_operators.h"
-#include "call.h"
+#include "cuda/call.h"
+#include "operators/dispatch.h"
+#include "operators/dropout.h"
 
 namespace fastreg::cuda {
 

@@ -1,12 +1,14 @@
 """Models that compute with fastreg, and back: ``fastreg.convert``, ``report`` and ``revert``.
 
-layers    which layers are replaced or recognised, other libraries' among them
-classes   classes made at run time, that pickle
-tracing   a module's forward as a graph, or the reason why not
-patterns  the sites in a graph that one function computes
-sites     what such a site computes
-plans     a forward with its sites, compiled, and what has to hold for it
-fusion    the class of a parent that uses plans
+layers     which layers are replaced or recognised, other libraries' among them
+source     the source of a forward, as it runs
+reading    what its expressions are: steps, or quiet
+liveness   where a local name is read for the last time
+rewriting  the forward whose steps may hold values back
+held       those steps: what is held back, and what it waits for
+sites      what is computed together
+fusion     the class of a parent with such a forward
+reader     the sites of a forward, found without running it
 """
 
 from fastreg.conversion.convert import convert, revert

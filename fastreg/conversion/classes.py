@@ -1,62 +1,11 @@
-"""Classes that are made at run time from a module's own class, and that pickle and copy like it."""
-
-import copyreg
+"""What is converted: modules alone."""
 
 from torch import nn
 
-PLANS = "_fastreg_plans"  # what a fused parent keeps: made again where it is missing, so never copied or pickled
+# Where models that were pickled before it moved look for it.
+from fastreg.nn.derived import _new  # noqa: F401
 
 
 def check_module(operation: str, model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{operation}: model must be a torch.nn.Module, got {type(model).__name__}")
-
-
-class Derived:
-    """A base of every class made here, besides the original: ``isinstance(module, original)`` still holds."""
-
-    __slots__ = ()
-
-    def __reduce_ex__(self, protocol):
-        original = type(self)._fastreg_recipe[1]
-        function, arguments, *rest = original.__reduce_ex__(self, protocol)
-        if function is not copyreg.__newobj__:
-            return function, arguments, *rest
-        if rest and isinstance(rest[0], dict):
-            rest[0] = {name: value for name, value in rest[0].items() if name != PLANS}
-        kind, original, others = type(self)._fastreg_recipe
-        return _new, (kind, original, others), *rest
-
-
-_classes: dict[tuple, type] = {}
-
-
-def derive(kind: type[Derived], original: type[nn.Module], *others: type) -> type:
-    """The class whose methods are those of kind, then of the others, then of original. The same one at each call.
-
-    kind comes last among the bases, and without slots: an instance's class can only be exchanged for one of the same
-    layout, which is that of the first base.
-    """
-    recipe = kind, original, others
-    if recipe not in _classes:
-        namespace = {
-            "__module__": original.__module__,
-            "__qualname__": original.__qualname__,
-            "__doc__": original.__doc__,
-            "_fastreg_recipe": recipe,
-            "__reduce_ex__": Derived.__reduce_ex__,
-        }
-        if hasattr(kind, "make_forward"):
-            namespace["forward"] = kind.make_forward(original)
-        _classes[recipe] = type(original)(original.__name__, (*others, original, kind), namespace)
-    return _classes[recipe]
-
-
-def original_of(cls: type) -> type:
-    """The class that a class was derived from, or itself."""
-    return cls._fastreg_recipe[1] if issubclass(cls, Derived) else cls
-
-
-def _new(kind, original, others):
-    cls = derive(kind, original, *others)
-    return cls.__new__(cls)

@@ -3,9 +3,10 @@
 from torch import nn
 
 from fastreg.conversion import layers
-from fastreg.conversion.classes import PLANS, check_module
+from fastreg.conversion.classes import check_module
 from fastreg.conversion.fusion import fuse as fuse_parent
 from fastreg.nn import sync_batch_norm
+from fastreg.nn.derived import restore
 
 
 def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
@@ -16,11 +17,10 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
 
     With ``fuse`` the parents of what can be computed in one get a class that fuses it: an activation, batch norm,
     residual, activation and dropout in a row; or an activation, dropout or drop path, and a residual. It is a subclass
-    of the parent's own, keeps that one's forward, and computes from a trace of it (torch.fx) instead, where each
-    fused layer is as it was: of the same type, without hooks, in a parent of the same children and attributes.
-    Otherwise the original forward runs. ``p``, ``training``, momentum and the like are read at each call. Parents that
-    torch.fx cannot follow are left alone. What else forward does than to compute (printing, counting in globals)
-    happens once for the trace, not at each call.
+    of the parent's own, whose forward is rewritten from its source: what calls and sums compute may be held back in a
+    local variable until it is known what follows. Everything else stays Python's, at each call: branches, contexts,
+    loops, hooks, attributes. What is fused is decided then, by what the layers are at that time. Forwards whose source
+    cannot be had are left alone, and reported.
 
     :func:`report` tells what was done and what was not, :func:`revert` undoes it. Convert again after changing the
     structure of a model, or after lazy layers have taken their shapes.
@@ -41,7 +41,7 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
     for module in modules:
         layers.replace(module)
     if fuse:
-        for module in reversed(modules):  # a parent's plan holds for the classes that its children have in the end
+        for module in modules:
             fuse_parent(module)
     return model
 
@@ -68,6 +68,5 @@ def revert(model: nn.Module) -> nn.Module:
 
 def _restore(model):
     for module in model.modules():
-        layers.restore(module)
-        module.__dict__.pop(PLANS, None)
+        restore(module)
     return model

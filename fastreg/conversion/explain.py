@@ -40,7 +40,7 @@ def traffic(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> tup
         for i, count in enumerate(accesses(*site)):
             total[i] += count * input.numel() * input.element_size()
 
-    with sites.observed_by(observe), torch.no_grad():
+    with sites.observed_by(observe):
         model.to("meta", dtype).train()(torch.empty(shape, dtype=dtype, device="meta"))
     return total[0], total[1]
 

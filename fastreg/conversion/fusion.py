@@ -1,85 +1,76 @@
 """What the class of a parent with fused sites becomes."""
 
-import functools
-import inspect
+from collections import Counter
+from dataclasses import dataclass, field
 
-from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch import nn
 from torch.jit import ScriptModule
 
-from fastreg.conversion.classes import PLANS, Derived, derive, original_of
-from fastreg.conversion.layers import NormWithAct, Subclass
-from fastreg.conversion.plans import Plan
-from fastreg.conversion.tracing import TENSOR, kind
-
-MOST_PLANS = 16  # of one module: forwards that are called with ever new numbers are left as they are
+from fastreg.conversion import layers
+from fastreg.conversion.reader import read
+from fastreg.conversion.rewriting import rewritten_methods
+from fastreg.nn.derived import Derived, Unreadable, derive, kind_and_original
 
 
 class Fused(Derived):
-    """A parent that computes its forward by a plan, or by the original where there is none or it does not hold."""
+    """A parent whose forward holds values back, so that what stands next to each other is computed together."""
 
     __slots__ = ()
 
     @staticmethod
-    def make_forward(original):
-        @functools.wraps(original.forward)
-        def forward(self, *args, **kwargs):
-            if len(args) == 1 and type(args[0]) is Tensor and not kwargs:
-                plan, tensors = _plan(self, (TENSOR,), ()), args
-            else:
-                plan, tensors = _plan_for(self, args, kwargs)
-            if plan is None or plan.function is None or not plan.holds(self):
-                return original.forward(self, *args, **kwargs)
-            return plan.function(self, *tensors)
-
-        return forward
+    def methods(original):
+        return rewritten_methods(original)
 
 
-def _plan_for(module, args, kwargs):
-    """The plan for any arguments, and those of them that it takes."""
-    kinds = [kind(argument) for argument in (*args, *kwargs.values())]
-    if None in kinds:
-        return None, ()
-    taken = [argument for argument, what in zip((*args, *kwargs.values()), kinds, strict=True) if what[0] != "constant"]
-    return _plan(module, tuple(kinds[: len(args)]), tuple(zip(kwargs, kinds[len(args) :], strict=True))), taken
+@dataclass
+class Sites:
+    """What there is to fuse in a forward.
+
+    fused: by the batch norm or dropout that a site is named by, and which of its calls: what is fused, in order, and
+    whether in training and in evaluation. unknown: activations after a batch norm that fastreg does not know.
+    """
+
+    fused: dict[tuple[nn.Module, int], tuple[tuple[str, ...], bool, bool]] = field(default_factory=dict)
+    unknown: list[nn.Module] = field(default_factory=list)
 
 
-def _plan(module, arguments, keywords):
-    plans = getattr(module, PLANS, None)
-    key = module.training, arguments, keywords
-    plan = None if plans is None else plans.get(key)
-    if plan is None and not is_compiling() and (plans is None or len(plans) < MOST_PLANS):
-        plan = module.__dict__.setdefault(PLANS, {})[key] = Plan(module, arguments, keywords)
-    return plan
+def sites_of(module: nn.Module) -> Sites:
+    """The sites in a module's forward as it is now.
+
+    Raises:
+        Unreadable: forward cannot be rewritten.
+    """
+    methods, sites = _methods(module), Sites()
+    for training in (True, False) if "forward" in methods else ():
+        found, unknown = read(module, methods, training)
+        sites.unknown += unknown
+        calls = Counter()
+        for layer, parts in found:
+            calls[layer] += 1
+            known, *modes = sites.fused.get((layer, calls[layer]), (parts, False, False))
+            modes[not training] = True
+            sites.fused[layer, calls[layer]] = known, *modes
+    return sites
 
 
-def plans_of(module: nn.Module) -> list[Plan]:
-    """The plans for training and for evaluation, with tensors for the arguments that forward cannot do without."""
-    if isinstance(module, ScriptModule) or not any(True for _ in module.children()):
-        return []
-    arguments = (TENSOR,) * _required_arguments(original_of(type(module)).forward)
-    was_training, found = module.training, []
-    try:
-        for training in (True, False):
-            module.training = training
-            found.append(_plan(module, arguments, ()) if isinstance(module, Fused) else Plan(module, arguments))
-    finally:
-        module.training = was_training
-    return found
+def _methods(module):
+    """The rewritten methods of a module's class, or those that it would have."""
+    cls = type(module)
+    if isinstance(module, ScriptModule) or "forward" in module.__dict__ or issubclass(cls, _LAYERS):
+        return {}
+    if not any(True for _ in module.children()):
+        return {}
+    fused = next((base for base in cls.__mro__ if kind_and_original(base)[0] is Fused), None)
+    return rewritten_methods(cls) if fused is None else vars(fused)
 
 
-def _required_arguments(forward) -> int:
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
-    needed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
-    return max(1, len(needed))
+_LAYERS = (layers.Subclass, layers.NormWithAct, nn.modules.batchnorm._NormBase)
 
 
 def fuse(module: nn.Module) -> None:
     """Make the module's class one that fuses, if there is anything to fuse in its forward."""
-    if isinstance(module, Subclass | NormWithAct) or "forward" in module.__dict__:
-        return
-    plans = plans_of(module)
-    if any(plan.sites for plan in plans):
-        module.__class__ = derive(Fused, type(module))
-        module.__dict__.pop(PLANS, None)
-        plans_of(module)
+    try:
+        if sites_of(module).fused:
+            module.__class__ = derive(Fused, type(module))
+    except Unreadable:
+        pass

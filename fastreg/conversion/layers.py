@@ -6,12 +6,15 @@ Other libraries' classes are told by where they are defined, so that none is imp
 import functools
 
 from torch import Tensor, nn
+from torch.nn.functional import gelu, mish
+from torch.nn.modules.module import _has_any_global_hook
 
 import fastreg.nn
 from fastreg import _activation
 from fastreg._activation import Activation
-from fastreg.conversion.classes import Derived, derive, original_of
+from fastreg.functional import _fused
 from fastreg.nn.batch_norm import statistics_and_settings
+from fastreg.nn.derived import CONVERTED, Derived, derive, kind_and_original, undone
 from fastreg.nn.tracing import traced_call
 
 # fastreg's class for each of torch's, and back.
@@ -34,28 +37,34 @@ DROP_PATHS = {
     "torchvision.ops.stochastic_depth.StochasticDepth": ("p", "mode", "row"),
     "timm.layers.drop.DropPath": ("drop_prob", "scale_by_keep", True),
 }
+# Activations: the name, and a function that must be the module's attribute act, where it has one.
 ACTIVATIONS = {
-    "timm.layers.activations.GELU": "gelu",
-    "timm.layers.activations.GELUTanh": "gelu_tanh",
-    "timm.layers.activations.HardSigmoid": "hardsigmoid",
-    "timm.layers.activations.HardSwish": "hardswish",
-    "timm.layers.activations.Mish": "mish",
-    "timm.layers.activations.Sigmoid": "sigmoid",
-    "timm.layers.activations.Swish": "silu",
-    "timm.layers.activations.Tanh": "tanh",
+    "timm.layers.activations.GELU": ("gelu", None),
+    "timm.layers.activations.GELUTanh": ("gelu_tanh", None),
+    "timm.layers.activations.HardSigmoid": ("hardsigmoid", None),
+    "timm.layers.activations.HardSwish": ("hardswish", None),
+    "timm.layers.activations.Mish": ("mish", None),
+    "timm.layers.activations.Sigmoid": ("sigmoid", None),
+    "timm.layers.activations.Swish": ("silu", None),
+    "timm.layers.activations.Tanh": ("tanh", None),
+    "transformers.activations.GELUActivation": ("gelu", gelu),
+    "transformers.activations.MishActivation": ("mish", mish),
+    "transformers.activations.SiLUActivation": ("silu", None),
 }
-CONVERTED = "_fastreg_converted"  # set on a layer whose class was torch's own
+# Modules whose result is a new tensor.
+_MAKERS = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 # What a subclass may not define to be replaced: it would no longer be called, or called at other times.
 _OVERRIDES = {"forward", "__call__", "_check_input_dim", "reset_parameters", "__getattr__", "__setattr__"}
+_MAKERS_OF_OTHERS = {"timm.layers.squeeze_excite.SEModule", "torchvision.ops.misc.SqueezeExcitation"}
 
 
 def qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its class's forward."""
-    return bool(
+def is_hooked(module: nn.Module):
+    """Whether a call of the module does more than its class's forward: true or false, though not a bool."""
+    return (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
@@ -70,6 +79,8 @@ def replacement(cls: type) -> type | None:
         return OURS[cls]
     if qualified_name(cls) in NORMS_WITH_ACT:
         return derive(NormWithAct, cls)
+    if cls.__module__ == "torch.nn.utils.parametrize":  # made for one module, and deleted from it by parametrize
+        return undone(cls, OURS) if undone(cls, OURS) is not cls else None
     torchs = next((base for base in cls.__mro__ if base in OURS), None)
     if torchs is None or any(base in TORCHS for base in cls.__mro__):
         return None
@@ -83,17 +94,9 @@ def replace(layer: nn.Module) -> None:
     new = replacement(type(layer))
     if new is None:
         return
-    if new in TORCHS:
+    if not issubclass(new, NormWithAct):
         layer.__dict__[CONVERTED] = True
     layer.__class__ = new
-
-
-def restore(module: nn.Module) -> None:
-    """Undo :func:`replace`, or what a parent's class became."""
-    if isinstance(module, Derived):
-        module.__class__ = original_of(type(module))
-    elif module.__dict__.pop(CONVERTED, False):
-        module.__class__ = TORCHS[type(module)]
 
 
 class Subclass(Derived):
@@ -103,32 +106,59 @@ class Subclass(Derived):
 
 
 class NormWithAct(Derived):
-    """A batch norm that has children .drop and .act."""
+    """A batch norm that has children .drop and .act, which stay modules of their own where they are not known."""
 
     __slots__ = ()
 
     @staticmethod
-    def make_forward(original):
-        from fastreg.conversion.sites import run_batch_norm_act
-
+    def methods(original):
         @functools.wraps(original.forward)
         def forward(self, x):
             if (node := traced_call(self, x)) is not None:
                 return node
             drop, act = self.drop, self.act
-            if not is_identity(drop) or is_hooked(drop) or is_hooked(act) or activation_of(act) is None:
+            known = is_identity(drop) and not is_hooked(drop) and not is_hooked(act) and not _has_any_global_hook()
+            if not known or (found := activation_of(act)) is None:
                 return original.forward(self, x)
-            return run_batch_norm_act(self, x, act=act)
+            self._check_input_dim(x)
+            return _fused.batch_norm_act_with_count(x, *norm_arguments(self), found[0], act_weight=found[1])
 
-        return forward
+        return {"forward": forward}
+
+
+def kind_of(cls: type) -> str | None:
+    """What a call of a module of this class computes, where that is known: norm, norm with act, activation, dropout,
+    drop path, identity, container (its children, one after the other), or maker (a tensor that nobody else has)."""
+    kind, original = kind_and_original(cls)
+    name = qualified_name(original)
+    if kind is NormWithAct:
+        return "norm with act"
+    if cls is nn.Identity:
+        return "identity"
+    if (cls in TORCHS or kind is Subclass) and not issubclass(cls, fastreg.nn.SyncBatchNorm):
+        if issubclass(cls, nn.modules.batchnorm._BatchNorm):
+            return "norm"
+        return "dropout" if issubclass(cls, fastreg.nn.Dropout) else None
+    if name in FROZEN_NORMS:
+        return "norm"
+    if drop_path_rule(cls) is not None:
+        return "drop path"
+    if cls in _activation.OF_MODULE or name in ACTIVATIONS:
+        return "activation"
+    if original.forward is nn.Sequential.forward or name in CONTAINERS:
+        return "container"
+    return "maker" if cls in _MAKERS or name in _MAKERS_OF_OTHERS else None
 
 
 def activation_of(module: nn.Module) -> tuple[Activation, Tensor | None] | None:
     """The activation and the learned slope that a module computes, or None."""
     found = _activation.of_module(module)
-    if found is None and (name := ACTIVATIONS.get(qualified_name(type(module)))) is not None:
-        return _activation.parse("convert", "act", name), None
-    return found
+    if found is not None or (rule := ACTIVATIONS.get(qualified_name(type(module)))) is None:
+        return found
+    name, function = rule
+    if function is not None and module.__dict__.get("act") is not function:
+        return None
+    return _activation.NAMED[name], None
 
 
 def is_identity(module: nn.Module) -> bool:
@@ -139,15 +169,7 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a module computes batch norm and nothing else."""
     if isinstance(module, NormWithAct):
         return is_identity(module.drop) and is_identity(module.act)
-    if qualified_name(type(module)) in FROZEN_NORMS:
-        return True
-    if isinstance(module, fastreg.nn.SyncBatchNorm):
-        return False  # it has to ask other processes
-    return (
-        type(module) in TORCHS
-        and isinstance(module, nn.modules.batchnorm._BatchNorm)
-        or (isinstance(module, Subclass) and isinstance(module, nn.modules.batchnorm._BatchNorm))
-    )
+    return kind_of(type(module)) == "norm"
 
 
 def norm_arguments(module: nn.Module) -> tuple:
@@ -157,24 +179,31 @@ def norm_arguments(module: nn.Module) -> tuple:
     return module.running_mean, module.running_var, None, module.weight, module.bias, False, 0.0, module.eps
 
 
-def is_dropout(module: nn.Module) -> bool:
-    """Whether a module computes dropout of elements."""
-    return type(module) is fastreg.nn.Dropout or (isinstance(module, Subclass) and isinstance(module, nn.Dropout))
+_rules: dict[type, tuple | None] = {}
+
+
+def drop_path_rule(cls: type) -> tuple[str, str, object] | None:
+    """(name of p, name of a setting, the value that it must have) of a class that drops samples; None for others."""
+    if cls not in _rules:
+        name = qualified_name(cls)
+        huggingfaces = name.startswith("transformers.models.") and name.endswith("DropPath")
+        _rules[cls] = ("drop_prob", "", None) if huggingfaces else DROP_PATHS.get(name)
+    return _rules[cls]
 
 
 def is_drop_path(module: nn.Module) -> bool:
-    return qualified_name(type(module)) in DROP_PATHS
+    return drop_path_rule(type(module)) is not None
 
 
 def drop_probability(module: nn.Module) -> float | None:
-    """p of a call of dropout or drop path; None where it is scaled or drawn in another way than fastreg's."""
-    if is_drop_path(module):
-        attribute, setting, needed = DROP_PATHS[qualified_name(type(module))]
-    else:
-        attribute, setting, needed = "p", "scaling", "train"
-    if getattr(module, setting, needed) != needed:
+    """p of a dropout or drop path in training; None where it is not a number in [0, 1], or what is dropped is scaled or
+    drawn in another way than fastreg's."""
+    attribute, setting, needed = drop_path_rule(type(module)) or ("p", "scaling", "train")
+    p = getattr(module, attribute)
+    # A tensor may need a gradient.
+    if (type(p) is not float and type(p) is not int) or not 0.0 <= p <= 1.0:
         return None
-    return getattr(module, attribute) if module.training else 0.0
+    return p if not setting or getattr(module, setting, needed) == needed else None
 
 
 def is_layer(module: nn.Module) -> bool:

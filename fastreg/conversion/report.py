@@ -1,14 +1,19 @@
 """What convert did to a model, and what it left alone."""
 
+import ast
 from collections import Counter
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
+from fastreg import _activation
 from fastreg.conversion import layers
-from fastreg.conversion.classes import Derived, check_module, original_of
-from fastreg.conversion.fusion import Fused, plans_of
-from fastreg.conversion.patterns import Site
+from fastreg.conversion.classes import check_module
+from fastreg.conversion.fusion import Fused, Sites, sites_of
+from fastreg.conversion.rewriting import own_methods
+from fastreg.conversion.source import definition
+from fastreg.nn.derived import CONVERTED, Derived, Unreadable, kind_and_original, original_of, undone
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class FusedSite:
     path: str
     parts: tuple[str, ...]
     parent: str = ""
+    training: bool = True
+    evaluation: bool = True
 
     def __str__(self):
         return " + ".join(self.parts)
@@ -68,11 +75,12 @@ def report(model: nn.Module) -> Report:
     """
     check_module("report", model)
     found = Report()
-    covered: set[str] = set()  # containers that a plan above them computes
+    paths = {module: path for path, module in reversed(list(model.named_modules()))}
+    seen = set()
     for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        if isinstance(module, Derived) and not isinstance(module, Fused) or layers.CONVERTED in module.__dict__:
-            found.replaced[path] = original_of(type(module)).__name__
+        kind, original = kind_and_original(type(module))
+        if kind not in (None, Fused) or CONVERTED in module.__dict__:
+            found.replaced[path] = _own_class(module).__name__
         if isinstance(module, layers.NormWithAct) and not layers.is_norm(module):
             if (act := layers.activation_of(module.act)) is not None and layers.is_identity(module.drop):
                 found.fused.append(FusedSite(path, ("batch norm", act[0].name), path))
@@ -82,23 +90,61 @@ def report(model: nn.Module) -> Report:
             found.left[path] = reason
         if layers.is_layer(module):
             continue
-        plans = plans_of(module)
-        covered |= {prefix + inner for plan in plans for inner in plan.inlined}
-        if isinstance(module, Fused) and path not in covered:
-            found.fused += [FusedSite(prefix + site.path, tuple(site.parts), path) for site in _sites(plans)]
-        for plan in plans:
-            if plan.reason is None:
-                found.left |= {prefix + what: reason for what, reason in plan.left.items()}
-            elif any(layers.is_layer(child) for child in module.children()):
-                found.left[path] = plan.reason
+        try:
+            sites = sites_of(module)
+            called = functions_called(module)
+        except Unreadable as error:
+            sites, called = Sites(), []
+            if any(layers.is_layer(child) for child in module.children()):
+                found.left[path] = str(error)
+        prefix = f"{path}." if path else ""
+        found.left |= {prefix + name: "a call of the function, not of a module, is not replaced" for name in called}
+        for act in sites.unknown:
+            known = ", ".join(_activation.TABLE)
+            found.left[paths[act]] = f"{type(act).__name__} is not among the activations that are fused: {known}"
+        if not isinstance(module, Fused):
+            continue
+        for (layer, _), (parts, *modes) in sites.fused.items():
+            if layer not in seen:  # a container's are its parent's, where the parent has them too
+                found.fused.append(FusedSite(paths.get(layer, ""), parts, path, *modes))
+        seen |= {layer for layer, _ in sites.fused}
     return found
 
 
-def _sites(plans) -> list[Site]:
-    """The sites of training, and those that only evaluation has."""
-    first, *others = [plan.sites for plan in plans if plan.sites]
-    seen = {site.path for site in first}
-    return first + [site for sites in others for site in sites if site.path not in seen]
+def _own_class(module):
+    cls = undone(type(module), {})
+    return layers.TORCHS.get(cls, cls)
+
+
+# Functions that drop or normalise by themselves, whatever module they are in.
+_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "batch_norm"}
+_FUNCTIONS |= {"dropout_", "feature_dropout", "native_dropout", "native_batch_norm", "scaled_dot_product_attention"}
+_FUNCTIONS |= {"multi_head_attention_forward", "bernoulli", "bernoulli_", "drop_path", "drop_connect", "drop_block_2d"}
+_FUNCTIONS |= {"stochastic_depth", "sync_batch_norm"}
+
+
+def functions_called(module: nn.Module) -> list[str]:
+    """The names of functions in a module's own forward, and in its methods, that drop or normalise by themselves.
+
+    Raises:
+        Unreadable: the source of forward cannot be had.
+    """
+    cls, found = original_of(type(module)), []
+    if isinstance(module, torch.jit.ScriptModule) or cls.__module__.startswith("torch.nn.modules"):
+        return found
+    for function in own_methods(cls):
+        for node in ast.walk(definition(function)):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                itself = isinstance(getattr(node.func, "value", None), ast.Name) and node.func.value.id == "self"
+                if name in _FUNCTIONS and not itself and not _drops_nothing(node):
+                    found.append(name)
+    return found
+
+
+def _drops_nothing(call):
+    given = [keyword.value for keyword in call.keywords if keyword.arg in ("p", "dropout_p")]
+    return any(isinstance(value, ast.Constant) and value.value == 0 for value in given)
 
 
 def _unknown(module):

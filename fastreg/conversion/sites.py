@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastreg import _activation
@@ -10,8 +13,20 @@ from fastreg._activation import Activation
 from fastreg.conversion.layers import activation_of, drop_probability, is_drop_path, norm_arguments
 from fastreg.functional import _fused
 
-Act = nn.Module | Activation | None
+# Activations whose gradient PyTorch computes from the input, which it keeps; of the others it keeps the result.
+_FROM_INPUT = {"relu6", "leaky_relu", "prelu", "elu", "silu", "mish", "gelu", "gelu_tanh", "hardswish", "hardsigmoid"}
+# Activations whose derivative has two values: a bit per element is kept for the gradient.
+_OF_BITS = {"identity", "relu", "relu6", "leaky_relu", "hardsigmoid"}
 _observer: Callable | None = None
+
+
+class Act(NamedTuple):
+    """An activation at a site: what it is, its learned slope, what computes it alone, and whether in its input."""
+
+    activation: Activation
+    weight: Tensor | None
+    call: Callable
+    inplace: bool = False
 
 
 @contextmanager
@@ -25,13 +40,55 @@ def observed_by(observer: Callable):
         _observer = outer
 
 
-def _activation_and_weight(act: Act, weight):
-    if isinstance(act, nn.Module):
-        return activation_of(act)
-    return (_activation.IDENTITY, None) if act is None else (act, weight)
+def act_of_module(module: nn.Module) -> Act | None:
+    found = activation_of(module)
+    return None if found is None else Act(*found, module, module.__dict__.get("inplace", False))
 
 
-def _can_be_residual(residual, input) -> bool:
+def act_of_function(function: Callable, input, args: tuple, kwargs: dict) -> Act | None:
+    """The activation that function(input, *args, **kwargs) is, if it is one that fastreg knows."""
+    if type(function) is not FunctionType and type(function) is not BuiltinFunctionType:
+        return None
+    if (names := _activation.OF_FUNCTION.get(function)) is None:
+        return None
+    name = _activation.name_among(names, kwargs.get("approximate", "none"))
+    if name is None or "input" in kwargs or "out" in kwargs:
+        return None
+    entry = _activation.TABLE[name]
+    order = ["weight"] if entry.weighted else [entry.parameter] if entry.parameter else []
+    given = dict(zip([*order, "inplace"], args, strict=False)) | kwargs
+    if given.keys() - {*order, "inplace", "approximate"} or len(args) > len(order) + 1:
+        return None
+    parameter, weight = given.get(entry.parameter, entry.default), given.get("weight")
+    if entry.parameter and type(parameter) not in (float, int) or entry.weighted and not isinstance(weight, Tensor):
+        return None
+    inplace = function in entry.inplace or bool(given.get("inplace", False))
+    return Act(Activation(name, parameter), weight, lambda x: function(x, *args, **kwargs), inplace)
+
+
+def act_of_method(name: str) -> Act:
+    """The activation that a tensor's method of this name computes."""
+    activation = _activation.NAMED[_activation.OF_METHOD[name][0]]
+    return Act(activation, None, lambda x: getattr(x, name)(), name.endswith("_"))
+
+
+def keeps_input(act: Act) -> bool:
+    """Whether torch keeps an activation's input for the backward pass, as a site that begins with it does."""
+    return not act.inplace and act.activation.name in _FROM_INPUT
+
+
+def keeps_bits(act: Act) -> bool:
+    """Whether no more than a bit per element is kept for an activation after a sum."""
+    return act.activation.name in _OF_BITS
+
+
+def is_cast(act: Act, input: Tensor) -> bool:
+    """Whether autocast computes an activation in another dtype than the input's."""
+    return _activation.TABLE[act.activation.name].weighted and torch.is_autocast_enabled(input.device.type)
+
+
+def can_be_residual(residual, input: Tensor) -> bool:
+    """Whether a sum with residual is one that the fused functions compute: without broadcasting or promotion."""
     return (
         isinstance(residual, Tensor)
         and residual.shape == input.shape
@@ -40,59 +97,45 @@ def _can_be_residual(residual, input) -> bool:
     )
 
 
+def parts(norm, pre_act, residual, act, drop) -> list[str]:
+    """The names of what a site computes, in order."""
+    found = [] if pre_act is None else [pre_act.activation.name]
+    dropout = [] if drop is None else ["drop path" if is_drop_path(drop) else "dropout"]
+    addition = [] if residual is None else ["add"]
+    if norm is None:
+        return [*found, *dropout, *addition]
+    return [*found, "batch norm", *addition, *([] if act is None else [act.activation.name]), *dropout]
+
+
+_NONE = _activation.IDENTITY, None
+
+
 def run_batch_norm_act(
     norm: nn.Module,
     input: Tensor,
     residual: Tensor | None = None,
-    pre_act: Act = None,
-    act: Act = None,
+    pre_act: Act | None = None,
+    act: Act | None = None,
     drop: nn.Module | None = None,
-    pre_act_weight: Tensor | None = None,
-    act_weight: Tensor | None = None,
 ) -> Tensor:
-    """drop(act(norm(pre_act(input)) + residual)). A residual that broadcasts or promotes is added as torch does."""
+    """drop(act(norm(pre_act(input)) + residual))."""
     if _observer is not None:
         _observer(input, True, (pre_act is not None) + (act is not None), residual is not None, drop is not None)
-    pre_act, pre_act_weight = _activation_and_weight(pre_act, pre_act_weight)
-    act, act_weight = _activation_and_weight(act, act_weight)
-    p = 0.0 if drop is None else drop_probability(drop)
+    before, before_weight = _NONE if pre_act is None else pre_act[:2]
+    after, after_weight = _NONE if act is None else act[:2]
     if hasattr(norm, "_check_input_dim"):
         norm._check_input_dim(input)
-    arguments = norm_arguments(norm)
-    fused = p is not None and (residual is None or _can_be_residual(residual, input))
-    if fused:
-        return _fused.batch_norm_act_with_count(
-            input, *arguments, act, residual, pre_act, p, act_weight, pre_act_weight
-        )
-    output = _fused.batch_norm_act_with_count(
-        input, *arguments, _activation.IDENTITY, None, pre_act, 0.0, None, pre_act_weight
+    p = 0.0 if drop is None else drop_probability(drop)
+    return _fused.batch_norm_act_with_count(
+        input, *norm_arguments(norm), after, residual, before, p, after_weight, before_weight
     )
-    if residual is not None:
-        output = output + residual
-    output = _activation.apply(act, output, act_weight)
-    return output if drop is None else drop.forward(output)
 
 
-def run_act_dropout(
-    drop: nn.Module,
-    input: Tensor,
-    residual: Tensor | None = None,
-    act: Act = None,
-    act_weight: Tensor | None = None,
-) -> Tensor:
-    """drop(act(input)) + residual. A residual that broadcasts or promotes is added as torch does."""
+def run_act_dropout(drop: nn.Module, input: Tensor, residual: Tensor | None = None, act: Act | None = None) -> Tensor:
+    """drop(act(input)) + residual."""
     if _observer is not None:
         _observer(input, False, int(act is not None), residual is not None, True)
-    act, act_weight = _activation_and_weight(act, act_weight)
-    p = drop_probability(drop)
-    if p is not None and (residual is None or _can_be_residual(residual, input)):
-        return _fused.act_dropout(
-            input,
-            act,
-            p,
-            residual=residual,
-            drop_path=is_drop_path(drop),
-            act_weight=act_weight,
-        )
-    output = drop.forward(_activation.apply(act, input, act_weight))
-    return output if residual is None else output + residual
+    activation, weight = _NONE if act is None else act[:2]
+    return _fused.act_dropout(
+        input, activation, drop_probability(drop), residual=residual, drop_path=is_drop_path(drop), act_weight=weight
+    )

@@ -7,6 +7,9 @@ from torch.overrides import handle_torch_function
 
 from fastreg import ops
 from fastreg._routing import device_type, has_operators, is_ours, is_sharded
+from fastreg.functional._batch_count import count_batch, is_counted_by_operators
+from fastreg.functional._batch_norm_checks import check_batch_norm
+from fastreg.functional._sync_batch_norm import sync_batch_norm
 
 
 def batch_norm(
@@ -81,9 +84,9 @@ def takes_batch_norm(input: Tensor) -> bool:
 
 def batch_norm_of_shards(input, *arguments):
     """:func:`batch_norm_with_count` of a DTensor."""
-    from fastreg import sharded_tensors
+    from fastreg import sharded_tensors  # not before there is a DTensor: it takes long
 
-    return sharded_tensors.batch_norm(input, *arguments)
+    return sharded_tensors.batch_norm(input, *arguments, batch_norm_with_count, sync_batch_norm)
 
 
 def batch_norm_with_count(
@@ -99,42 +102,13 @@ def batch_norm_with_count(
 ) -> Tensor:
     """:func:`batch_norm` of an input that :func:`takes_batch_norm`, which in training also counts the batch.
 
-    num_batches_tracked (Tensor, optional): one int64 value, incremented in place. With momentum=None the running
-    statistics become averages over all batches: the batch's weight is 1 / num_batches_tracked, without a
-    synchronisation of the device.
+    num_batches_tracked (Tensor, optional): incremented in place. With momentum=None the running statistics become
+    averages over all batches: the batch's weight is 1 / num_batches_tracked, without a synchronisation of the device
+    where that is one int64 value on it, as torch's modules have it.
     """
     check_batch_norm(input, running_mean, running_var, training, eps)
     if not training:
         return ops.batch_norm.evaluate(input, weight, bias, running_mean, running_var, eps)
+    if num_batches_tracked is not None and not is_counted_by_operators(num_batches_tracked, input):
+        momentum, num_batches_tracked = count_batch(num_batches_tracked, momentum), None
     return ops.batch_norm.train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps)[0]
-
-
-def check_batch_norm(
-    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float
-) -> None:
-    """Raise what torch raises where the operators would not, or in other words."""
-    if not training:
-        if not eps >= 0.0:
-            raise ValueError(f"batch_norm: eps must not be negative, got {eps}")
-        for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
-            if statistic is None:
-                raise RuntimeError(f"batch_norm: {name} must be given in evaluation, got None")
-        return
-    check_statistics_of_training("batch_norm", running_mean, running_var, eps)
-    if input.dim() >= 2 and input.numel() == input.size(1) != 0:
-        raise ValueError(
-            "batch_norm: input must have more than 1 value per channel when training, "
-            f"got input size {list(input.shape)}"
-        )
-
-
-def check_statistics_of_training(
-    operation: str, running_mean: Tensor | None, running_var: Tensor | None, eps: float
-) -> None:
-    if not eps > 0.0:
-        raise ValueError(f"{operation}: eps must be positive in training, got {eps}")
-    if (running_mean is None) != (running_var is None):
-        raise ValueError(
-            f"{operation}: running_mean and running_var must be given both or neither, got None for "
-            f"{'running_mean' if running_mean is None else 'running_var'}"
-        )

@@ -8,7 +8,7 @@ from torch.overrides import handle_torch_function
 
 from fastreg._extension import disabled
 from fastreg._routing import takes_dropout
-from fastreg.functional._dropout_calls import bad_p, check_others, drop, scaled, unscaled
+from fastreg.functional._dropout_calls import check_others, check_p, drop, scaled, unscaled
 
 
 def drop_path(
@@ -47,8 +47,8 @@ def drop_path(
         RuntimeError: input is not floating point or has no dimension, residual is of another dtype or device,
             rng_state is on another device, or autograd forbids to modify input.
     """
-    if not 0.0 <= p <= 1.0:
-        raise bad_p("drop_path", p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        check_p("drop_path", p)
     transform = None if scaling == "train" else unscaled("drop_path", scaling)
     if isinstance(input, Proxy) or isinstance(residual, Proxy):
         keywords = {"p": p, "training": training, "inplace": inplace}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastreg._routing import takes_dropout
-from fastreg.functional._dropout_calls import bad_p, drop, of_others, scaled, unscaled
+from fastreg.functional._dropout_calls import check_p, drop, of_others, scaled, unscaled
 
 # -scale * alpha of SELU, the value that it saturates at: Klambauer et al. 2017, equation (2).
 _ALPHA = 1.7580993408473766
@@ -47,8 +47,8 @@ def dropout(
         TypeError: rng_state is not an int64 tensor.
         RuntimeError: input is not floating point, rng_state is on another device, or autograd forbids to modify input.
     """
-    if not 0.0 <= p <= 1.0:
-        raise bad_p("dropout", p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        check_p("dropout", p)
     if not takes_dropout(input):
         return of_others(dropout, F.dropout, input, p, training, inplace, scaling, rng_state)
     transform = None if scaling == "train" else unscaled("dropout", scaling)
@@ -87,8 +87,8 @@ def alpha_dropout(
     Raises:
         ValueError, TypeError, RuntimeError: as :func:`dropout`.
     """
-    if not 0.0 <= p <= 1.0:
-        raise bad_p("alpha_dropout", p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        check_p("alpha_dropout", p)
     if not takes_dropout(input):
         return of_others(alpha_dropout, F.alpha_dropout, input, p, training, inplace, None, rng_state)
     if not training or p == 0.0:
@@ -121,8 +121,8 @@ def feature_alpha_dropout(
         RuntimeError: as :func:`dropout`, or input has less than two dimensions.
     """
     name = "feature_alpha_dropout"
-    if not 0.0 <= p <= 1.0:
-        raise bad_p(name, p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        check_p(name, p)
     if not takes_dropout(input):
         return of_others(feature_alpha_dropout, F.feature_alpha_dropout, input, p, training, inplace, None, rng_state)
     if not training or p == 0.0:
@@ -158,8 +158,8 @@ def dropout1d(
         ValueError, TypeError: as :func:`dropout`.
         RuntimeError: as :func:`dropout`, or input has neither two nor three dimensions.
     """
-    if not 0.0 <= p <= 1.0:
-        raise bad_p("dropout1d", p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        check_p("dropout1d", p)
     if not takes_dropout(input):
         return of_others(dropout1d, F.dropout1d, input, p, training, inplace, scaling, rng_state)
     if input.dim() not in (2, 3):
@@ -200,8 +200,8 @@ def dropout2d(
         ValueError, TypeError: as :func:`dropout`.
         RuntimeError: as :func:`dropout`, or input has less than two dimensions.
     """
-    if not 0.0 <= p <= 1.0:
-        raise bad_p("dropout2d", p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        check_p("dropout2d", p)
     if not takes_dropout(input):
         return of_others(dropout2d, F.dropout2d, input, p, training, inplace, scaling, rng_state)
     if input.dim() == 3:
@@ -248,8 +248,8 @@ def dropout3d(
         ValueError, TypeError: as :func:`dropout`.
         RuntimeError: as :func:`dropout`, or input has no dimension.
     """
-    if not 0.0 <= p <= 1.0:
-        raise bad_p("dropout3d", p)
+    if type(p) is not float or not 0.0 <= p <= 1.0:
+        check_p("dropout3d", p)
     if not takes_dropout(input):
         return of_others(dropout3d, F.dropout3d, input, p, training, inplace, scaling, rng_state)
     if input.dim() not in (4, 5):

@@ -11,8 +11,12 @@ from fastreg._extension import disabled
 from fastreg._routing import device_type, has_operators, is_sharded
 
 
-def bad_p(name, p):
-    return ValueError(f"{name}: p must lie in [0, 1], got {p}")
+def check_p(name, p):
+    """p must be what torch takes for a float, in [0, 1]."""
+    if isinstance(p, Tensor) and p.requires_grad:
+        raise TypeError(f"{name}: p must be a float, got a {type(p).__name__} that requires grad")
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{name}: p must lie in [0, 1], got {p}")
 
 
 def unscaled(name, scaling):
@@ -62,7 +66,7 @@ def _drop_traced(input, p, inplace, rng_state, dims, transform, residual, index_
     if rng_state is None:
         rng_state = reference.dropout.draw_state(input.device)
     if dims is None:
-        strides = torch.empty_like(input).stride()
+        strides = reference.dropout.empty_result_like(input, transform).stride()
         output = torch.ops.fastreg.dropout(input, p, rng_state, strides, index_map, transform)
     else:
         output = torch.ops.fastreg.feature_dropout(input, dims, p, rng_state, index_map, transform, residual)
@@ -88,7 +92,7 @@ def drop_sharded(name, input, p, inplace, rng_state, dims, transform, residual=N
     """:func:`drop` of a DTensor: each device drops its part with the whole tensor's mask."""
     if dims is not None and input.dim() < dims:
         raise RuntimeError(f"{name}: input must have at least {dims} dimensions, got {input.dim()}")
-    from fastreg import sharded_tensors
+    from fastreg import sharded_tensors  # not before there is a DTensor: it takes long
 
     def apply(local, state, strides, index_map, residual):
         if not has_operators(device_type(local)):

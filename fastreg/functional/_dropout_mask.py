@@ -9,7 +9,7 @@ from torch.compiler import is_compiling
 
 from fastreg import ops, reference
 from fastreg._routing import device_type, has_operators
-from fastreg.functional._dropout_calls import bad_p
+from fastreg.functional._dropout_calls import check_p
 
 
 def dropout_mask(
@@ -42,8 +42,7 @@ def dropout_mask(
             dense tensor of the shape, or both given.
         TypeError: rng_state is not an int64 tensor.
     """
-    if not 0.0 <= p <= 1.0:
-        raise bad_p("dropout_mask", p)
+    check_p("dropout_mask", p)
     reference.dropout.check_rng_state(rng_state, rng_state, "dropout_mask")
     shape = tuple(shape)
     if dims is None:

@@ -16,14 +16,11 @@ from fastreg import _activation, ops, reference, rng_states, sharding
 from fastreg._activation import Activation
 from fastreg._routing import device_type, has_operators, is_ours, is_sharded, is_transformed
 from fastreg.functional import _drop_path
-from fastreg.functional._batch_norm import (
-    batch_norm_of_shards,
-    batch_norm_with_count,
-    check_batch_norm,
-    takes_batch_norm,
-)
+from fastreg.functional._batch_count import count_batch, is_counted_by_operators
+from fastreg.functional._batch_norm import batch_norm_of_shards, batch_norm_with_count, takes_batch_norm
+from fastreg.functional._batch_norm_checks import check_batch_norm
 from fastreg.functional._dropout import dropout
-from fastreg.functional._dropout_calls import given_state
+from fastreg.functional._dropout_calls import check_p, given_state
 
 
 def batch_norm_act(
@@ -119,7 +116,7 @@ def batch_norm_act_with_count(
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """:func:`batch_norm_act` which in training also counts the batch, as :func:`batch_norm_with_count` does."""
-    _check_p("batch_norm_act", p)
+    check_p("batch_norm_act", p)
     _check_residual("batch_norm_act", input, residual)
     _activation.check_weight("batch_norm_act", "act_weight", act, act_weight, input)
     _activation.check_weight("batch_norm_act", "pre_act_weight", pre_act, pre_act_weight, input)
@@ -135,6 +132,8 @@ def batch_norm_act_with_count(
         rng_state = _state(input, p, rng_state, draws=training)
         if not training:
             return ops.batch_norm_act.evaluate(input, weight, bias, *statistics, eps, *settings, rng_state)[0]
+        if num_batches_tracked is not None and not is_counted_by_operators(num_batches_tracked, input):
+            momentum, num_batches_tracked = count_batch(num_batches_tracked, momentum), None
         arguments = (input, weight, bias, *statistics, num_batches_tracked, momentum, eps, *settings)
         if p and rng_state is None:
             return ops.batch_norm_act.train_seeded(*arguments)[0]
@@ -198,7 +197,7 @@ def act_dropout(
         keywords |= {"drop_path": drop_path, "act_weight": act_weight, "rng_state": rng_state}
         return handle_torch_function(act_dropout, (input, residual), input, **keywords)
     act = _activation.parse("act_dropout", "act", act)
-    _check_p("act_dropout", p)
+    check_p("act_dropout", p)
     _check_residual("act_dropout", input, residual)
     _activation.check_weight("act_dropout", "act_weight", act, act_weight, input)
     if bias is not None and (bias.dim() != 1 or input.dim() == 0 or bias.shape[0] != input.shape[-1]):
@@ -214,7 +213,7 @@ def act_dropout(
         rng_state = _state(input, p, rng_state, draws=True)
         if p and rng_state is None:
             return ops.act_dropout.seeded(input, bias, *settings, residual, dims)[0]
-        strides = torch.empty_like(input).stride() if is_compiling() else None
+        strides = reference.dropout.empty_result_like(input, elements=False).stride() if is_compiling() else None
         return ops.act_dropout.given(input, bias, *settings, rng_state, residual, dims, strides)
     output = _activation.apply(act, input if bias is None else input + bias, act_weight)
     if drop_path:
@@ -271,15 +270,8 @@ def _batch_norm_of_others(input, running_mean, running_var, num_batches_tracked,
             input, running_mean, running_var, num_batches_tracked, weight, bias, training, momentum, eps
         )
     if training and num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
-        if momentum is None:
-            momentum = 1.0 / float(num_batches_tracked)
+        momentum = count_batch(num_batches_tracked, momentum)
     return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum or 0.0, eps)
-
-
-def _check_p(operation, p):
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"{operation}: p must lie in [0, 1], got {p}")
 
 
 def _check_residual(operation, input, residual):

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fastreg import ops
-from fastreg.functional._batch_norm import check_statistics_of_training
+from fastreg.functional._batch_count import count_batch, is_counted_by_operators
+from fastreg.functional._batch_norm_checks import check_statistics_of_training
 
 # The collectives that torch.compile has no need to rewrite, and eager code can call as well.
 _collectives = torch.ops._c10d_functional
@@ -49,6 +50,8 @@ def sync_batch_norm(
         NotImplementedError: the second derivative is asked for.
     """
     check_statistics_of_training("sync_batch_norm", running_mean, running_var, eps)
+    if num_batches_tracked is not None and not is_counted_by_operators(num_batches_tracked, input):
+        momentum, num_batches_tracked = count_batch(num_batches_tracked, momentum), None
     name, size = group.group_name, group.size()
     with torch.no_grad():
         moments = _gather(ops.batch_norm.moments(input), size, name)

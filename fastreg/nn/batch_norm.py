@@ -1,4 +1,9 @@
-"""Batch norm modules."""
+"""Batch norm modules.
+
+In evaluation the gradient is a function of the running statistics, which a forward pass in training updates in place.
+Backward through an evaluation forward that came before such a pass is therefore an error; in torch its gradient is a
+wrong one. Call backward before the layer is run in training again.
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from fastreg._routing import is_sharded
 from fastreg.functional import _batch_norm as F
-from fastreg.nn.tracing import traced_call
+from fastreg.nn.tracing import not_scriptable, traced_call
 
 
 def _state(module):
@@ -65,6 +70,8 @@ class _Forward(torch.nn.modules.batchnorm._BatchNorm):
 
     def reset_parameters(self) -> None:
         reset_parameters(self)
+
+    __prepare_scriptable__ = not_scriptable
 
 
 class _BatchNorm(_Forward):

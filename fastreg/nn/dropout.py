@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastreg import functional as F
-from fastreg.nn.tracing import traced_call
+from fastreg.nn.tracing import not_scriptable, traced_call
 
 
 class _Dropout(torch.nn.modules.dropout._DropoutNd):
@@ -21,6 +21,8 @@ class _Dropout(torch.nn.modules.dropout._DropoutNd):
         if (node := traced_call(self, input)) is not None:
             return node
         return self._function(input, self.p, self.training, self.inplace)
+
+    __prepare_scriptable__ = not_scriptable
 
 
 class _ScaledDropout(_Dropout):
@@ -228,3 +230,5 @@ class DropConnectLinear(torch.nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, p={self.p}"
+
+    __prepare_scriptable__ = not_scriptable

@@ -7,7 +7,7 @@ from fastreg import _activation
 from fastreg._activation import Activation
 from fastreg.functional import _fused
 from fastreg.nn import batch_norm
-from fastreg.nn.tracing import traced_call
+from fastreg.nn.tracing import not_scriptable, traced_call
 
 Act = str | Activation | torch.nn.Module | None
 
@@ -73,6 +73,8 @@ class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", drop={self.p}" if self.p else "")
+
+    __prepare_scriptable__ = not_scriptable
 
 
 class BatchNormAct1d(_BatchNormAct):
@@ -183,6 +185,8 @@ class ActDropout(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}" + (", drop_path=True" if self.drop_path else "")
+
+    __prepare_scriptable__ = not_scriptable
 
 
 class BiasActDropoutAdd(ActDropout):

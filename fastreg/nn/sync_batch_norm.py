@@ -14,6 +14,7 @@ from fastreg.functional import _batch_norm as F
 from fastreg.functional import _fused
 from fastreg.functional._dropout import dropout
 from fastreg.functional._sync_batch_norm import sync_batch_norm
+from fastreg.nn import derived
 from fastreg.nn.batch_norm import _BatchNorm, _Forward, statistics_and_settings
 from fastreg.nn.fused import Act, _BatchNormAct
 from fastreg.nn.tracing import traced_call
@@ -252,8 +253,6 @@ _FORWARDS = (
 
 
 def _convert(layer, process_group):
-    from fastreg.conversion.layers import restore as restore_class
-
     if isinstance(layer, _BatchNormAct):
         cls = SyncBatchNormAct
     elif type(layer).forward in _FORWARDS:
@@ -266,7 +265,7 @@ def _convert(layer, process_group):
         )
         return
     if not isinstance(layer, cls):
-        restore_class(layer)  # undoes what fastreg.convert did, so that there is one class to come back to
+        derived.restore(layer)  # undoes what fastreg.convert did, so that there is one class to come back to
         layer.__dict__[_CONVERTED_FROM] = type(layer)
         layer.__class__ = cls
     layer.process_group = process_group

@@ -1,4 +1,4 @@
-"""How fastreg's modules appear in ``torch.fx`` graphs."""
+"""How fastreg's modules appear in ``torch.fx`` graphs, and why not in ``torch.jit.script``'s."""
 
 import torch
 from torch.fx import Proxy, Tracer
@@ -14,3 +14,15 @@ def traced_call(module: torch.nn.Module, *inputs) -> Proxy | None:
     if not isinstance(input, Proxy) or not isinstance(input.tracer, Tracer) or module is input.tracer.root:
         return None
     return input.tracer.create_proxy("call_module", input.tracer.path_of_module(module), inputs, {})
+
+
+def not_scriptable(module: torch.nn.Module):
+    """``__prepare_scriptable__`` of fastreg's modules: what ``torch.jit.script`` calls before it compiles."""
+    name = type(module).__name__
+    remedy = "use torch.jit.trace or torch.export"
+    if hasattr(torch.nn, name):
+        remedy = (
+            f"script the model with torch.nn.{name} in its place, which takes the same state_dict (fastreg.revert "
+            f"makes it of a converted layer), or {remedy}"
+        )
+    raise RuntimeError(f"torch.jit.script cannot compile fastreg.nn.{name}: {remedy}")

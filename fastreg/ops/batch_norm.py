@@ -5,6 +5,7 @@ from torch.library import register_fake
 
 from fastreg.ops.derivatives import register_derivative
 from fastreg.reference import batch_norm as reference
+from fastreg.reference.batch_norm import empty_normalized_like
 
 train = torch.ops.fastreg.batch_norm_train.default
 evaluate = torch.ops.fastreg.batch_norm_eval.default
@@ -39,21 +40,32 @@ def check_per_channel(input, **values):
             raise RuntimeError(f"batch_norm: {name} must be on {input.device}, got {value.device}")
 
 
+def check_count(input, count):
+    """Likewise of num_batches_tracked. One on the meta device brings tensors that are none to these kernels."""
+    if count is None or (count.dtype == torch.int64 and count.numel() == 1 and count.device == input.device):
+        return
+    raise RuntimeError(
+        f"batch_norm: num_batches_tracked must be one int64 value on {input.device}, "
+        f"got {count.dtype} {list(count.shape)} on {count.device}"
+    )
+
+
 @register_fake("fastreg::batch_norm_train")
 def _(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps):
     check_per_channel(input, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
-    return torch.empty_like(input), input.new_empty((3, input.shape[1]), dtype=compute_dtype(input))
+    check_count(input, num_batches_tracked)
+    return empty_normalized_like(input), input.new_empty((3, input.shape[1]), dtype=compute_dtype(input))
 
 
 @register_fake("fastreg::batch_norm_eval")
 def _(input, weight, bias, running_mean, running_var, eps):
     check_per_channel(input, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
-    return torch.empty_like(input)
+    return empty_normalized_like(input)
 
 
 def fake_gradients(input, weight, output_mask):
     parameter_dtype = compute_dtype(input) if weight is None else weight.dtype
-    grad_input = torch.empty_like(input) if output_mask[0] else input.new_empty(0)
+    grad_input = empty_normalized_like(input) if output_mask[0] else input.new_empty(0)
     return grad_input, *(
         input.new_empty(input.shape[1], dtype=parameter_dtype) if wanted else input.new_empty(0)
         for wanted in output_mask[1:]
@@ -78,18 +90,19 @@ def _(input):
 
 @register_fake("fastreg::batch_norm_merge")
 def _(moments, running_mean, running_var, num_batches_tracked, momentum, eps):
+    check_count(moments, num_batches_tracked)
     return moments.new_empty((3, moments.shape[1] // 3)), moments.new_empty((), dtype=torch.float64)
 
 
 @register_fake("fastreg::batch_norm_normalize")
 def _(input, weight, bias, stats):
     check_per_channel(input, weight=weight, bias=bias)
-    return torch.empty_like(input)
+    return empty_normalized_like(input)
 
 
 @register_fake("fastreg::batch_norm_grad_input")
 def _(grad_output, input, weight, stats, grad_means):
-    return torch.empty_like(input)
+    return empty_normalized_like(input)
 
 
 # ---- second derivatives; csrc/batch_norm_autograd.cpp has the first

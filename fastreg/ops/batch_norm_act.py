@@ -6,8 +6,9 @@ import torch
 from torch.library import register_autograd, register_fake
 
 from fastreg import _activation, reference
-from fastreg.ops.batch_norm import check_per_channel, compute_dtype, fake_gradients
+from fastreg.ops.batch_norm import check_count, check_per_channel, compute_dtype, fake_gradients
 from fastreg.ops.double_backward import activation, differentiate, inputs_of, setup_context, upcast
+from fastreg.reference.batch_norm import empty_normalized_like
 
 train = torch.ops.fastreg.batch_norm_act_train.default
 train_seeded = torch.ops.fastreg.batch_norm_act_train_seeded.default
@@ -23,9 +24,10 @@ _GATED = ("relu", "relu6", "leaky_relu", "hardsigmoid")
 def _output_and_gate(
     input, pre_act, pre_act_parameter, residual, act, act_parameter, act_weight, save_gate, p, rng_state
 ):
-    if residual is not None and residual.shape != input.shape:
+    if residual is not None and (residual.shape != input.shape or residual.device != input.device):
         raise RuntimeError(
-            f"batch_norm_act: residual must have the input's shape {list(input.shape)}, got {list(residual.shape)}"
+            f"batch_norm_act: residual must have the input's shape {list(input.shape)} and device {input.device}, "
+            f"got {list(residual.shape)} on {residual.device}"
         )
     act = _activation.parse("batch_norm_act", "act", act)
     _activation.check_weight("batch_norm_act", "act_weight", act, act_weight, input)
@@ -33,12 +35,13 @@ def _output_and_gate(
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
     words = (input.numel() + 31) // 32  # gate_bytes in csrc/kernels/activation.h
     wanted = save_gate and residual is not None and act.name in _GATED
-    return torch.empty_like(input), input.new_empty(4 * words if wanted else 0, dtype=torch.uint8)
+    return empty_normalized_like(input), input.new_empty(4 * words if wanted else 0, dtype=torch.uint8)
 
 
 @register_fake("fastreg::batch_norm_act_train")
 def _train(input, weight, bias, running_mean, running_var, num_batches_tracked, momentum, eps, *fused):
     check_per_channel(input, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    check_count(input, num_batches_tracked)
     output, gate = _output_and_gate(input, *fused)
     return output, input.new_empty((3, input.shape[1]), dtype=compute_dtype(input)), gate
 
@@ -58,7 +61,7 @@ def _(input, weight, bias, running_mean, running_var, eps, *fused):
 @register_fake("fastreg::batch_norm_act_eval_backward")
 def _(grad_output, input, weight, *others):
     act_weight, (*parameters_too, residual_too, slope_too) = others[-4], others[-1]
-    grad_residual = torch.empty_like(input) if residual_too else input.new_empty(0)
+    grad_residual = empty_normalized_like(input) if residual_too else input.new_empty(0)
     slope_too = slope_too and act_weight is not None
     grad_act_weight = act_weight.new_empty(act_weight.shape) if slope_too else input.new_empty(0)
     return *fake_gradients(input, weight, parameters_too), grad_residual, grad_act_weight
@@ -104,7 +107,7 @@ def _double_backward(backward, ctx, *gradients):
             residual=residual,
             p=p,
             rng_state=rng_state,
-            strides=torch.empty_like(input).stride(),
+            strides=empty_normalized_like(input).stride(),
         )
 
     output_mask = (*output_mask[:4], output_mask[4] and act_weight is not None)

@@ -5,6 +5,22 @@ normalised input, g the gradient of the output.
 """
 
 import torch
+from torch._prims_common import suggest_memory_format
+
+
+def normalized_format(x):
+    """The memory format of what torch's batch norm returns on x's device, and fastreg's with it (csrc/layout.h)."""
+    if not x.is_cuda:
+        formats = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}.get(x.dim(), ())
+        for memory_format in (torch.contiguous_format, *formats):
+            if x.is_contiguous(memory_format=memory_format):
+                return memory_format
+    return suggest_memory_format(x)
+
+
+def empty_normalized_like(x):
+    """An uninitialised result of the batch norm of x."""
+    return torch.empty_like(x, memory_format=normalized_format(x))
 
 
 def per_channel(value, like):

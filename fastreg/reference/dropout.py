@@ -78,6 +78,18 @@ def keep_mask(numel, p, rng_state, index_map=None):
     return draw >= threshold
 
 
+def empty_result_like(x, transform=None, elements=True):
+    """An uninitialised result of dropout of x: of torch's strides (csrc/results.h, csrc/dropout_operators.h).
+
+    transform: as in :func:`transformed`. elements: whether these are dropped, one by one, by torch's CUDA kernel.
+    """
+    if not (x.is_cuda and elements and transform is None):
+        for memory_format in (torch.contiguous_format, torch.channels_last)[: 2 if x.dim() == 4 else 1]:
+            if x.is_contiguous(memory_format=memory_format):
+                return torch.empty_like(x, memory_format=memory_format)
+    return torch.empty_like(x)
+
+
 def transformed(input, keep, p, transform=None, residual=None):
     """keep ? input * scale + shift : fill, in the compute type, rounded once.
 

@@ -1,4 +1,4 @@
-// Kernels with mistakes that tests/test_codegen.py must see, and a correct one that it must not report.
+// Kernels with mistakes that test_codegen.py must see, and a correct one that it must not report.
 #include <cuda_runtime.h>
 
 namespace fastreg {

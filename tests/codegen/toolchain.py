@@ -25,7 +25,7 @@ class Compiled:
 
 
 def kernel_sources():
-    return sorted((ROOT / "csrc/kernels").glob("*.cu"))
+    return sorted((ROOT / "csrc/kernels").rglob("*.cu"))
 
 
 @functools.cache
@@ -70,7 +70,7 @@ def compile_for(source, gpu, folder=ROOT / "build/codegen"):
     """Compiled, from folder where the same has been compiled before."""
     flags = [*FLAGS, *SETUP["gencode_flags"]([gpu])]
     key = hashlib.sha256(" ".join([fingerprint(source), *flags]).encode()).hexdigest()[:16]
-    stem = f"{source.stem}.sm_{gpu}"
+    stem = f"{source.parent.name}.{source.stem}.sm_{gpu}"
     made, log = folder / f"{stem}.{key}.o", folder / f"{stem}.{key}.log"
     if not log.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 // The kernel of activation and dropout against its definition: the stream's own bits, draws counted by plain division.
-#include "act_dropout.h"
+#include "kernels/dropout/act_dropout.h"
 
 #include <cmath>
 #include <limits>

@@ -1,5 +1,5 @@
 // The activations against their definitions in long double, and against the derivatives of these.
-#include "activation.h"
+#include "kernels/common/activation.h"
 
 #include <algorithm>
 #include <cmath>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "batch_norm_checks.h"
-#include "epilogue.h"
+#include "kernels/batch_norm/epilogue.h"
 
 namespace fastreg {
 

@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "batch_norm_reference.h"
-#include "batch_norm_tiers.h"
 #include "kernel_testing.h"
+#include "kernels/batch_norm/tiers.h"
 
 namespace fastreg {
 

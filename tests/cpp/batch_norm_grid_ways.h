@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "batch_norm_grid_plan.h"
-#include "types.h"
-#include "vector.h"
+#include "kernels/batch_norm/grid_plan.h"
+#include "kernels/common/types.h"
+#include "kernels/common/vector.h"
 
 namespace fastreg {
 

@@ -1,11 +1,11 @@
 // Merging the statistics of parts: against the moments of all values together, in double.
-#include "batch_norm_merge.h"
+#include "kernels/batch_norm/merge.h"
 
 #include <cmath>
 #include <limits>
 
-#include "batch_norm.h"
 #include "kernel_testing.h"
+#include "kernels/batch_norm/batch_norm.h"
 
 namespace fastreg {
 namespace {

@@ -1,11 +1,11 @@
 // The choice of tier, over a large table of shapes, passes, types and devices.
-#include "batch_norm_plan.h"
+#include "kernels/batch_norm/plan.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "batch_norm_grid_plan.h"
-#include "batch_norm_slab.h"
+#include "kernels/batch_norm/grid_plan.h"
+#include "kernels/batch_norm/slab.h"
 #include "testing.h"
 
 namespace fastreg {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "batch_norm.h"
+#include "kernels/batch_norm/batch_norm.h"
 
 namespace fastreg {
 

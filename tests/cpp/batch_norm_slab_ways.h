@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "batch_norm_plan.h"
+#include "kernels/batch_norm/plan.h"
 
 namespace fastreg {
 

@@ -1,5 +1,5 @@
 // The dropout kernels against the definition of the stream, written out plainly here.
-#include "dropout.h"
+#include "kernels/dropout/dropout.h"
 
 #include <cmath>
 #include <limits>

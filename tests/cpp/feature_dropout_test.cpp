@@ -1,12 +1,12 @@
 // The feature dropout kernel against its definition: the stream's own bits, draws counted by plain division.
-#include "feature_dropout.h"
+#include "kernels/dropout/feature_dropout.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "kernel_testing.h"
-#include "stream_walk.h"
+#include "kernels/dropout/stream_walk.h"
 
 namespace fastreg {
 namespace {

@@ -8,9 +8,9 @@
 
 #include "host_executor/buffer.h"
 #include "host_executor/executor.h"
-#include "runtime.h"
+#include "kernels/common/runtime.h"
+#include "kernels/common/types.h"
 #include "testing.h"
-#include "types.h"
 
 namespace testing {
 

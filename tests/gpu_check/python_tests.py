@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
+from pathlib import Path
 
 from tests.gpu_check import machine
 from tests.gpu_check.machine import ROOT
@@ -16,17 +17,24 @@ SECONDS_TO_TRACE = 40  # of a test, after which its threads' tracebacks are logg
 NO_TESTS = 5  # pytest's exit status
 # What tells most comes first; the other files follow by name.
 FIRST = [
-    *("test_dropout", "test_batch_norm", "test_cuda", "test_fused", "test_batch_norm_tiers", "test_fused_tiers"),
-    *("test_batch_norm_numerics", "test_torch_reports", "test_dropout_family", "test_rng_states", "test_compile"),
+    *("functional/test_dropout", "functional/test_batch_norm", "cuda/test_cuda", "functional/test_fused"),
+    *("cuda/test_batch_norm_tiers", "cuda/test_fused_tiers", "functional/test_batch_norm_numerics"),
+    *("functional/test_torch_reports", "functional/test_rng_states", "transforms/test_compile"),
 ]
 MENTIONED = re.compile(r"\bmark\.cuda\b|\bDEVICES\b")
 
 
 def files():
-    """Those whose text speaks of a GPU."""
-    found = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if MENTIONED.search(path.read_text())]
+    """Those whose text speaks of a GPU, but for this folder's, which plant it."""
+    paths = [path for path in (ROOT / "tests").rglob("test_*.py") if path.parent != Path(__file__).parent]
     order = {name: index for index, name in enumerate(FIRST)}
-    return sorted(found, key=lambda path: order.get(path.stem, len(order)))
+    found = [path for path in paths if MENTIONED.search(path.read_text())]
+    return sorted(found, key=lambda path: (order.get(_name(path), len(order)), path))
+
+
+def _name(path):
+    """cuda/test_cuda"""
+    return str(path.relative_to(ROOT / "tests").with_suffix(""))
 
 
 def workers(job):
@@ -37,12 +45,12 @@ def workers(job):
 def units(job):
     if missing := machine.missing(["pytest", "hypothesis"]):
         return Outcome(FAILED, missing)
-    return [Unit(str(path.relative_to(ROOT / "tests")), _file(path), SECONDS) for path in files()]
+    return [Unit(f"{_name(path)}.py", _file(path), SECONDS) for path in files()]
 
 
 def _file(path):
     def steps(job, seconds):
-        journal = job.work / "journals" / f"{path.stem}.jsonl"
+        journal = job.work / "journals" / f"{_name(path).replace('/', '.')}.jsonl"
         journal.parent.mkdir(parents=True, exist_ok=True)
         journal.unlink(missing_ok=True)
         command = [sys.executable, "-X", "faulthandler", "-m", "pytest", path.relative_to(ROOT), "-m", "cuda", "-v"]

@@ -18,7 +18,7 @@ void before_atomic(const volatile void* address);
 void after_atomic(const volatile void* address);
 void fence();
 
-// The ordered operations of csrc/kernels/grid_sync.h.
+// The ordered operations of csrc/kernels/common/grid_sync.h.
 void park_until_changed(const unsigned* address, unsigned seen, unsigned needed);
 
 template <class T, class Operation>

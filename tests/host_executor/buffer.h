@@ -10,8 +10,8 @@
 
 namespace host_executor {
 
-// The memory behind a Buffer. Accesses through csrc/kernels/memory.h that leave it are reported, as are other writes
-// to its guards at the end of a run; under AddressSanitizer every access to them.
+// The memory behind a Buffer. Accesses through csrc/kernels/common/memory.h that leave it are reported, as are other
+// writes to its guards at the end of a run; under AddressSanitizer every access to them.
 class DeviceMemory {
  public:
   // offset: bytes by which the start is moved off its alignment.

@@ -1,4 +1,4 @@
-// Clusters, asynchronous copies and programmatic dependent launch: what csrc/kernels/cluster.h, async_copy.h and
+// Clusters, asynchronous copies and programmatic dependent launch: what csrc/kernels/common/cluster.h, async_copy.h and
 // grid_sync.h call. They hold the descriptions.
 #pragma once
 

@@ -1,5 +1,5 @@
-// What csrc/kernels/device.h includes where the compiler is not nvcc: the part of the CUDA language and runtime that
-// the kernels use, carried out on the CPU. Nothing here needs the CUDA toolkit.
+// What csrc/kernels/common/device.h includes where the compiler is not nvcc: the part of the CUDA language and runtime
+// that the kernels use, carried out on the CPU. Nothing here needs the CUDA toolkit.
 #pragma once
 
 #include "host_executor/atomics.h"

@@ -45,13 +45,13 @@ std::vector<Schedule> schedules(int random);
 struct Options {
   Schedule schedule;
   Device device;
-  // Accesses through csrc/kernels/memory.h are counted. Costs time: one schedule is enough.
+  // Accesses through csrc/kernels/common/memory.h are counted. Costs time: one schedule is enough.
   bool count = false;
   // Such an access outside of every Buffer is an error, too.
   bool buffers_only = false;
 };
 
-// Traffic of one kind between threads and global memory, through csrc/kernels/memory.h.
+// Traffic of one kind between threads and global memory, through csrc/kernels/common/memory.h.
 struct Traffic {
   uint64_t accesses = 0;  // by threads
   uint64_t bytes = 0;     // sum over these accesses

@@ -1,4 +1,4 @@
-// The loads and stores of csrc/kernels/memory.h: checked for alignment and bounds, and counted.
+// The loads and stores of csrc/kernels/common/memory.h: checked for alignment and bounds, and counted.
 #pragma once
 
 #include <cstddef>

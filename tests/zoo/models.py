@@ -1,4 +1,5 @@
-"""The models, small inputs for them, and how many sites a reader of each would count."""
+"""The models, small inputs for them, and how many sites a reader of each would count: those of a training step, in
+which dropouts with p = 0 have no part."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ MODELS = [
     torchvisions("resnet50", IMAGES, {RELU: 33, ADD_RELU: 16}, width_per_group=16),
     torchvisions("densenet121", IMAGES, {RELU: 121}, drop_rate=0.1),
     torchvisions("mobilenet_v2", IMAGES, {"batch norm + relu6": 35, ADD: 11}, width_mult=0.25),
-    torchvisions("mobilenet_v3_small", IMAGES, {HARDSWISH: 18, RELU: 5, ADD: 6}),
+    torchvisions("mobilenet_v3_small", IMAGES, {HARDSWISH: 18, RELU: 5, ADD: 6, "hardswish + dropout": 1}),
     torchvisions("efficientnet_b0", IMAGES, {SILU: 33, PATH_ADD: 9}),
     torchvisions("regnet_y_400mf", IMAGES, {RELU: 33, ADD_RELU: 16}),
     torchvisions("inception_v3", LARGE, {RELU: 94}, aux_logits=False, init_weights=False),
@@ -103,8 +104,8 @@ MODELS = [
     ),
     Model("torchvision vgg11_bn", vgg, SMALL, {RELU: 8, "relu + dropout": 2}),
     Model("torchvision vit", vit, SMALL, {DROP_ADD: 6, GELU_DROP: 3}),
-    Model("torchvision swin", swin, SMALL, {PATH_ADD: 8, GELU_DROP: 4}),
-    Model("torchvision convnext", convnext, SMALL, {PATH_ADD: 4}),
+    Model("torchvision swin", swin, SMALL, {PATH_ADD: 6, DROP_ADD: 1, GELU_DROP: 4}),
+    Model("torchvision convnext", convnext, SMALL, {PATH_ADD: 3}),
     Model("torchvision resnet18, frozen", frozen_resnet, IMAGES, {RELU: 9, ADD_RELU: 8}),
     timms("resnet18", IMAGES, {RELU: 9, ADD_RELU: 4, PATH_ADD: 4}, drop_path_rate=0.1, drop_rate=0.1),
     timms("seresnet18", IMAGES, {RELU: 9, ADD_RELU: 3}),
@@ -115,7 +116,7 @@ MODELS = [
     timms("regnety_002", IMAGES, {RELU: 27, ADD_RELU: 13}),
     timms("dla34", IMAGES, {RELU: 21, ADD_RELU: 12}),
     timms("vovnet39a", IMAGES, {RELU: 39}),
-    timms("convnext_atto", IMAGES, {GELU_DROP: 12, PATH_ADD: 11}, drop_path_rate=0.2),
+    timms("convnext_atto", IMAGES, {PATH_ADD: 11}, drop_path_rate=0.2),
     timms(
         "vit_tiny_patch16_224",
         IMAGES,

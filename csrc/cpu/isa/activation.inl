@@ -1,9 +1,9 @@
 // Activations and their derivatives over arrays in the first-level cache, whose lengths are multiples of kPieceStep.
-// csrc/kernels/activation.h says what each one is; of floats the ones with exponentials have their formulas here again,
-// in vectors.
+// csrc/kernels/common/activation.h says what each one is; of floats the ones with exponentials have their formulas here
+// again, in vectors.
 #pragma once
 
-#include "vector_math.inl"
+#include "cpu/isa/vector_math.inl"
 
 namespace fastreg::cpu::FASTREG_ISA {
 

@@ -5,7 +5,7 @@
 // must run on every machine.
 #include <immintrin.h>
 
-#include "../kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
@@ -15,8 +15,8 @@
 #endif
 
 #define FASTREG_ISA avx2
-#include "simd_avx2.h"
-#include "table.inl"
+#include "cpu/isa/simd_avx2.h"
+#include "cpu/isa/table.inl"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -11,7 +11,7 @@
 // must run on every machine.
 #include <immintrin.h>
 
-#include "../kernels.h"
+#include "cpu/isa/kernels.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2"))), \
@@ -22,8 +22,8 @@
 #endif
 
 #define FASTREG_ISA avx512
-#include "simd_avx512.h"
-#include "table.inl"
+#include "cpu/isa/simd_avx512.h"
+#include "cpu/isa/table.inl"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,6 +1,6 @@
 // The CPU kernels for every 64-bit machine.
-#include "../kernels.h"
+#include "cpu/isa/kernels.h"
 
 #define FASTREG_ISA baseline
-#include "simd_baseline.h"
-#include "table.inl"
+#include "cpu/isa/simd_baseline.h"
+#include "cpu/isa/table.inl"

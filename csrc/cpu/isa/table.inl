@@ -1,21 +1,21 @@
 // The kernels of one instruction set as tables. Included last by each csrc/cpu/isa/*.cpp.
 #pragma once
 
-#include "simd_partial.h"
+#include "cpu/isa/simd_partial.h"
 
-#include "batch_norm.inl"
-#include "dropout.inl"
-#include "feature_dropout.inl"
+#include "cpu/isa/batch_norm.inl"
+#include "cpu/isa/dropout.inl"
+#include "cpu/isa/feature_dropout.inl"
 
-#include "activation.inl"
-#include "tile.inl"
+#include "cpu/isa/activation.inl"
+#include "cpu/isa/tile.inl"
 
-#include "section_tiles.inl"
+#include "cpu/isa/section_tiles.inl"
 
-#include "prelu.inl"
+#include "cpu/isa/prelu.inl"
 
-#include "act_dropout.inl"
-#include "batch_norm_act.inl"
+#include "cpu/isa/act_dropout.inl"
+#include "cpu/isa/batch_norm_act.inl"
 
 namespace fastreg::cpu::FASTREG_ISA {
 

@@ -1,7 +1,7 @@
 // Functions of vectors of floats, in the operators that compilers know for vectors of every width. An approximation's
 // coefficients minimise the largest relative error over its interval (Lawson's reweighted least squares on Chebyshev
 // points, in double precision against 40 digits); errors of whole functions are those that
-// tests/test_fused_cpu.py bounds.
+// tests/cpu/test_fused.py bounds.
 #pragma once
 
 namespace fastreg::cpu::FASTREG_ISA {

@@ -26,6 +26,15 @@ def building(directory):
         yield
 
 
+def under_its_own_name(source, directory):
+    """A file that includes source. torch names an object by its source's name alone, which other folders have, too."""
+    file = directory / "_".join(source.relative_to(ROOT / "csrc").parts)
+    text = f'#include "{source}"\n'
+    if not file.exists() or file.read_text() != text:  # else it would be compiled again
+        file.write_text(text)
+    return file
+
+
 def load():
     """Build it, if it is not up to date, and return the module."""
     executor = ROOT / "tests" / "host_executor"
@@ -33,14 +42,14 @@ def load():
     directory.mkdir(parents=True, exist_ok=True)
     # ninja from a virtual environment that is not activated.
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-    sources = [
-        *sorted((ROOT / "csrc").glob("*.cpp")),
-        *sorted((ROOT / "csrc" / "cuda").glob("*.cpp")),
-        *sorted((ROOT / "csrc" / "kernels").glob("*.cpp")),
-        *sorted((executor / "src").glob("*.cpp")),
-        executor / "extension" / "kernels.cpp",
-    ]
+    patterns = ["*.cpp", *(f"{layer}/**/*.cpp" for layer in ("operators", "autograd", "cuda", "kernels"))]
+    operators = sorted(path for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
     with building(directory):
+        sources = [
+            *(under_its_own_name(source, directory) for source in operators),
+            *sorted((executor / "src").glob("*.cpp")),
+            executor / "extension" / "kernels.cpp",
+        ]
         return cpp_extension.load(
             name="_C",
             sources=[str(source) for source in sources],

@@ -4,8 +4,8 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/Tensor.h>
 
-#include "kernels/dropout.h"
-#include "kernels/runtime.h"
+#include "kernels/common/runtime.h"
+#include "kernels/dropout/dropout.h"
 
 #define FASTREG_DISPATCH_KEY CPU
 

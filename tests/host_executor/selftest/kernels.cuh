@@ -1,11 +1,11 @@
 // Kernels to test the executor with. Each is right with Bug::none; every other value plants one mistake.
 #pragma once
 
-#include "async_copy.h"
-#include "cluster.h"
-#include "device.h"
-#include "grid_sync.h"
-#include "memory.h"
+#include "kernels/common/async_copy.h"
+#include "kernels/common/cluster.h"
+#include "kernels/common/device.h"
+#include "kernels/common/grid_sync.h"
+#include "kernels/common/memory.h"
 
 namespace selftest {
 

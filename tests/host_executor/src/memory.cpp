@@ -1,4 +1,4 @@
-// Shared memory, buffers, and the check and count of each access through csrc/kernels/memory.h.
+// Shared memory, buffers, and the check and count of each access through csrc/kernels/common/memory.h.
 #include "memory.h"
 
 #include <algorithm>

@@ -110,7 +110,7 @@ struct Warp {
   RequestCounter requests;
 };
 
-// A TransactionBarrier of csrc/kernels/async_copy.h.
+// A TransactionBarrier of csrc/kernels/common/async_copy.h.
 struct Transaction {
   unsigned arrivals = 0;  // per phase
   unsigned pending = 0;

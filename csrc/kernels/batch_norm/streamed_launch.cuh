@@ -1,0 +1,174 @@
+// Division of the work, choice of the streamed batch norm kernels, and their launches.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/batch_norm/streamed.cuh"
+
+namespace fastreg {
+
+namespace streamed {
+
+constexpr int kWidestColumns = 32;  // threads side by side: 512 bytes of a row
+constexpr int kBlocksPerProcessor = 8;
+constexpr int64_t kMostSplits = 1024;
+constexpr int64_t kLeastVectors = 8;  // that a thread should get, before a channel is divided among more blocks
+
+struct Plan {
+  Division division;
+  dim3 grid;
+};
+
+// Whose steps a thread has registers for, backward with an epilogue.
+constexpr int kMostChannels = 4;
+
+inline Plan plan_for(const BatchNormShape& s, int vector, const Device& device) {
+  Division d;
+  d.channels = s.channels;
+  d.columns = 1;
+  int64_t groups = s.channels;
+  if (s.rows) {
+    const int64_t row_vectors = s.channels / vector;
+    while (d.columns < kWidestColumns && d.columns < row_vectors) d.columns *= 2;
+    groups = (row_vectors + d.columns - 1) / d.columns;
+    d.plane_vectors = 0;
+    d.length = s.per_channel();
+  } else {
+    d.plane_vectors = s.size / vector;
+    d.length = s.planes * d.plane_vectors;
+  }
+  const int64_t per_step = device.threads / d.columns;
+  const int64_t useful = (d.length + per_step * kLeastVectors - 1) / (per_step * kLeastVectors);
+  const int64_t wanted = int64_t(device.multiprocessors) * kBlocksPerProcessor / groups;
+  const int64_t splits = std::max<int64_t>(1, std::min({useful, wanted, kMostSplits}));
+  d.split_length = (d.length + 2 * splits - 1) / (2 * splits) * 2;  // neighbours stay together: see epilogue.cuh
+  return {d, dim3(unsigned(groups), unsigned((d.length + d.split_length - 1) / d.split_length))};
+}
+
+inline LaunchConfig config_for(const Plan& plan, const Device& device, size_t shared_bytes = 0) {
+  LaunchConfig config;
+  config.grid = plan.grid;
+  config.block = dim3(unsigned(device.threads));
+  config.shared_bytes = shared_bytes;
+  config.stream = device.stream;
+  return config;
+}
+
+// f(V, kRows) with the widest vector that the layout and the pointers admit; in rows of at most kInRows elements.
+template <class T, class E, int kInRows = kVector<T>, class F>
+cudaError_t with_access(const BatchNormShape& s, bool all_aligned, F&& f) {
+  using std::bool_constant;
+  using std::integral_constant;
+  constexpr int kWide = !is_fused<E> || moves_vectors(sizeof(T)) ? kVector<T> : 1;
+  constexpr int kWideInRows = is_fused<E> ? std::min(kWide, kInRows) : kWide;
+  const bool wide = all_aligned && (s.rows ? s.channels : s.size) % kWide == 0;
+  if (s.rows)
+    return wide ? f(integral_constant<int, kWideInRows>{}, bool_constant<true>{})
+                : f(integral_constant<int, 1>{}, bool_constant<true>{});
+  return wide ? f(integral_constant<int, kWide>{}, bool_constant<false>{})
+              : f(integral_constant<int, 1>{}, bool_constant<false>{});
+}
+
+template <class T, class E>
+cudaError_t launch_normalize(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
+                             const ChannelValues& bias, const ChannelStatistics& statistics,
+                             int64_t* num_batches_tracked, const Device& device, const E& epilogue) {
+  const bool aligned = is_aligned(x) && is_aligned(y) && is_aligned(epilogue);
+  return with_access<T, E>(shape, aligned, [&](auto v, auto rows) {
+    const Plan plan = plan_for(shape, v, device);
+    return launch(config_for(plan, device), batch_norm_normalize_kernel<T, v, rows, E>, x, y, plan.division, weight,
+                  bias, statistics, num_batches_tracked, epilogue);
+  });
+}
+
+}  // namespace streamed
+
+template <class T, class E>
+cudaError_t launch_batch_norm_statistics(const T* x, const BatchNormShape& shape, const ChannelStatistics& statistics,
+                                         const RunningUpdate& running, const Workspace& workspace, const Device& device,
+                                         const E& epilogue) {
+  using namespace streamed;
+  return with_access<T, E>(shape, is_aligned(x), [&](auto v, auto rows) {
+    const Plan plan = plan_for(shape, v, device);
+    const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(Moments<compute_t<T>>);
+    return launch(config_for(plan, device, shared), batch_norm_moments_kernel<T, v, rows, E>, x, plan.division,
+                  statistics, running, workspace, epilogue);
+  });
+}
+
+template <class T, class E>
+cudaError_t launch_batch_norm_train(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
+                                    const ChannelValues& bias, const ChannelStatistics& statistics,
+                                    const RunningUpdate& running, const Workspace& workspace, const Device& device,
+                                    const E& epilogue) {
+  const cudaError_t error = launch_batch_norm_statistics(x, shape, statistics, running, workspace, device, epilogue);
+  if (error != cudaSuccess) return error;
+  return streamed::launch_normalize(x, y, shape, weight, bias, statistics, running.num_batches_tracked, device,
+                                    epilogue);
+}
+
+template <class T, class E>
+cudaError_t launch_batch_norm_eval(const T* x, T* y, const BatchNormShape& shape, const ChannelValues& weight,
+                                   const ChannelValues& bias, const ChannelStatistics& statistics, const Device& device,
+                                   const E& epilogue) {
+  return streamed::launch_normalize(x, y, shape, weight, bias, statistics, nullptr, device, epilogue);
+}
+
+template <class T, class E>
+cudaError_t launch_batch_norm_grad_input(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
+                                         const ChannelValues& weight, const ChannelStatistics& statistics,
+                                         const void* coefficients, const Device& device, const E& epilogue) {
+  using namespace streamed;
+  const bool aligned = is_aligned(x) && is_aligned(dy) && is_aligned(dx) && is_aligned(epilogue);
+  return with_access<T, E, kMostChannels>(shape, aligned, [&](auto v, auto rows) {
+    const Plan plan = plan_for(shape, v, device);
+    return launch(config_for(plan, device), batch_norm_grad_input_kernel<T, v, rows, E>, dy, x, dx, plan.division,
+                  weight, statistics, static_cast<const compute_t<T>*>(coefficients), epilogue);
+  });
+}
+
+template <class T, class E>
+cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const BatchNormShape& shape,
+                                       const ChannelValues& weight, const ChannelStatistics& statistics,
+                                       const ChannelValues& dweight, const ChannelValues& dbias, void* coefficients,
+                                       const Workspace& workspace, const Device& device, const E& epilogue) {
+  using namespace streamed;
+  using A = compute_t<T>;
+  A* const both = static_cast<A*>(coefficients);
+  const bool training = statistics.stats != nullptr;
+  E rest = epilogue;  // of the epilogue, for the second launch
+  if (training || dweight.data != nullptr || dbias.data != nullptr || has_slope_gradient(epilogue)) {
+    T* const dx_here = training ? nullptr : dx;
+    const bool aligned = is_aligned(x) && is_aligned(dy) && is_aligned(dx_here) && is_aligned(epilogue);
+    const cudaError_t error = with_access<T, E, kMostChannels>(shape, aligned, [&](auto v, auto rows) {
+      const Plan plan = plan_for(shape, v, device);
+      const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(typename Stages<T, E>::Totals);
+      return launch(config_for(plan, device, shared), batch_norm_grad_sums_kernel<T, v, rows, E>, dy, x, dx_here,
+                    plan.division, weight, statistics, dweight, dbias, both, workspace, epilogue);
+    });
+    if (error != cudaSuccess || !training) return error;
+    rest = without_residual_gradient(epilogue);
+  }
+  if (dx == nullptr && !has_residual_gradient(rest)) return cudaSuccess;
+  return launch_batch_norm_grad_input(dy, x, dx, shape, weight, statistics, both, device, rest);
+}
+
+// In namespace fastreg.
+#define FASTREG_INSTANTIATE_STREAMED(T, E)                                                                             \
+  template cudaError_t launch_batch_norm_statistics<T, E>(const T*, const BatchNormShape&, const ChannelStatistics&,   \
+                                                          const RunningUpdate&, const Workspace&, const Device&,       \
+                                                          const E&);                                                   \
+  template cudaError_t launch_batch_norm_grad_input<T, E>(const T*, const T*, T*, const BatchNormShape&,               \
+                                                          const ChannelValues&, const ChannelStatistics&, const void*, \
+                                                          const Device&, const E&);                                    \
+  template cudaError_t launch_batch_norm_train<T, E>(const T*, T*, const BatchNormShape&, const ChannelValues&,        \
+                                                     const ChannelValues&, const ChannelStatistics&,                   \
+                                                     const RunningUpdate&, const Workspace&, const Device&, const E&); \
+  template cudaError_t launch_batch_norm_eval<T, E>(const T*, T*, const BatchNormShape&, const ChannelValues&,         \
+                                                    const ChannelValues&, const ChannelStatistics&, const Device&,     \
+                                                    const E&);                                                         \
+  template cudaError_t launch_batch_norm_backward<T, E>(                                                               \
+      const T*, const T*, T*, const BatchNormShape&, const ChannelValues&, const ChannelStatistics&,                   \
+      const ChannelValues&, const ChannelValues&, void*, const Workspace&, const Device&, const E&)
+
+}  // namespace fastreg

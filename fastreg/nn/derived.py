@@ -1,0 +1,122 @@
+"""Classes that are made at run time from a module's own class, and that pickle and copy like it."""
+
+import copyreg
+import threading
+
+from torch import nn
+
+CONVERTED = "_fastreg_converted"  # set on a layer that has fastreg's class in place of torch's
+
+
+class Unreadable(Exception):
+    """The source of a class's methods cannot be had, or not be rewritten; the message says why."""
+
+
+class Derived:
+    """A base of every class made here, besides the original: ``isinstance(module, original)`` still holds."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def methods(original: type) -> dict:
+        """What the class defines beside what original does."""
+        return {}
+
+
+def _reduce(self, protocol):
+    recipe = _recipe(type(self))
+    if recipe is None:  # a class that somebody else derived from one made here
+        return super(_nearest(type(self)), self).__reduce_ex__(protocol)
+    function, arguments, *rest = recipe[1].__reduce_ex__(self, max(protocol, 2))
+    if function is not copyreg.__newobj__:
+        return function, arguments, *rest
+    return _new, recipe, *rest
+
+
+_classes: dict[tuple, type] = {}
+_lock = threading.Lock()
+
+
+def derive(kind: type[Derived], original: type[nn.Module], *others: type) -> type:
+    """The class whose methods are those of kind, then of the others, then of original. The same one at each call.
+
+    kind comes last among the bases, and without slots: an instance's class can only be exchanged for one of the same
+    layout, which is that of the first base.
+    """
+    recipe = kind, original, others
+    key = *recipe, getattr(original, "forward", None)  # one that is replaced is rewritten anew
+    with _lock:
+        if key not in _classes:
+            namespace = {
+                "__module__": original.__module__,
+                "__qualname__": original.__qualname__,
+                "__doc__": original.__doc__,
+                "_fastreg_recipe": recipe,
+                "__reduce_ex__": _reduce,
+                **kind.methods(original),
+            }
+            _classes[key] = type(original)(original.__name__, (*others, original, kind), namespace)
+        return _classes[key]
+
+
+def _recipe(cls):
+    return vars(cls).get("_fastreg_recipe")
+
+
+def _nearest(cls):
+    return next(base for base in cls.__mro__ if _recipe(base) is not None)
+
+
+def kind_and_original(cls: type) -> tuple[type[Derived] | None, type]:
+    """The kind of class that was made from cls's original, and that original; None and itself for other classes."""
+    recipe = _recipe(cls)
+    return (None, cls) if recipe is None else recipe[:2]
+
+
+def original_of(cls: type) -> type:
+    """The class that a class was derived from, or itself."""
+    return kind_and_original(cls)[1]
+
+
+_rebased: dict[tuple, type] = {}
+
+
+def undone(cls: type, replaced: dict[type, type]) -> type:
+    """cls without what was made here: itself, its original, or, where somebody else derived a class from one made here
+    (parametrisations and fully_shard do), a class like that one with other bases.
+
+    replaced: classes among the bases, and what is to stand for them.
+    """
+    if cls in replaced:
+        return replaced[cls]
+    if _recipe(cls) is not None:
+        return undone(original_of(cls), replaced)
+    if cls is object or not issubclass(cls, nn.Module) or cls is nn.Module:
+        return cls
+    bases = tuple(undone(base, replaced) for base in cls.__bases__)
+    if bases == cls.__bases__:
+        return cls
+    with _lock:
+        if (cls, bases) not in _rebased:
+            own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+            _rebased[cls, bases] = type(cls)(cls.__name__, bases, own)
+        return _rebased[cls, bases]
+
+
+def restore(module: nn.Module) -> None:
+    """Undo what ``fastreg.convert`` made of a module's class, if it did."""
+    replaced = {}
+    if module.__dict__.pop(CONVERTED, False):
+        ours = [base for base in type(module).__mro__ if base.__module__.startswith("fastreg.nn.")]
+        replaced = {base: getattr(nn, base.__name__) for base in ours if hasattr(nn, base.__name__)}
+    cls = undone(type(module), replaced)
+    if cls is not type(module):
+        module.__class__ = cls
+
+
+def _new(kind, original, others):
+    try:
+        cls = derive(kind, original, *others)
+    except Unreadable:  # a class that was pickled with its code
+        cls = original
+    return cls.__new__(cls)
