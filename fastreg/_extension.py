@@ -3,7 +3,7 @@
 FASTREG_DISABLE=1         do not load it: everything runs in torch's own functions
 FASTREG_EXPECT=cpu|cuda   a backend that is missing is an ImportError ("cuda": built and loaded; no GPU is needed)
 
-csrc/results.cpp describes FASTREG_CPU_CACHE.
+csrc/operators/results.cpp describes FASTREG_CPU_CACHE.
 """
 
 import importlib

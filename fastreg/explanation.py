@@ -8,7 +8,7 @@ from fastreg.reference.batch_norm import normalized_format
 
 
 def _channel_layout(x):
-    """(planes, channels, size, rows): x in memory, or the copy that the operators make of it (csrc/layout.h)."""
+    """(planes, channels, size, rows): x in memory, or the operators' copy of it (csrc/operators/layout.h)."""
     planes, channels = x.shape[:2]
     size = x[0, 0].numel() if planes and channels else 0
     rows = not torch.empty(x.shape, device="meta", memory_format=normalized_format(x)).is_contiguous()

@@ -88,13 +88,22 @@ def is_cast(act: Act, input: Tensor) -> bool:
 
 
 def can_be_residual(residual, input: Tensor) -> bool:
-    """Whether a sum with residual is one that the fused functions compute: without broadcasting or promotion."""
+    """Whether a sum with residual is one that the fused functions compute: without broadcasting or promotion, and with
+    the strides that the result has in any case."""
     return (
         isinstance(residual, Tensor)
         and residual.shape == input.shape
         and residual.dtype == input.dtype
         and residual.device == input.device
+        and residual.stride() == input.stride()
+        and (input.is_contiguous() or _is_channels_last(input))
     )
+
+
+def _is_channels_last(input):
+    if input.dim() == 4:
+        return input.is_contiguous(memory_format=torch.channels_last)
+    return input.dim() == 5 and input.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def parts(norm, pre_act, residual, act, drop) -> list[str]:

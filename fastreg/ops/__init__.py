@@ -2,7 +2,7 @@
 
 The schemas are in csrc/ops.cpp, the implementations in csrc/cpu and csrc/cuda. Autograd:
 
-- First derivatives are nodes in C++, registered with the dispatcher (csrc/*_autograd.cpp): eager calls, direct calls,
+- First derivatives are nodes in C++, registered with the dispatcher (csrc/autograd): eager calls, direct calls,
   ``torch.compile`` and export take the same.
 - Dropout is its own derivative; the second derivatives of batch norm and of the fused operators are here.
 

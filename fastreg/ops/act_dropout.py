@@ -43,7 +43,7 @@ def _(grad_output, input, bias, act, act_parameter, p, rng_state, dims, strides)
     return input.new_empty_strided(input.shape, strides)
 
 
-# ---- second derivatives; csrc/act_dropout_autograd.cpp has the first
+# ---- second derivatives; csrc/autograd/act_dropout.cpp has the first
 
 
 def _double_backward(ctx, gradient):

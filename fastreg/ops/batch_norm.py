@@ -105,7 +105,7 @@ def _(grad_output, input, weight, stats, grad_means):
     return empty_normalized_like(input)
 
 
-# ---- second derivatives; csrc/batch_norm_autograd.cpp has the first
+# ---- second derivatives; csrc/autograd/batch_norm.cpp has the first
 
 
 def _upcast(*tensors):

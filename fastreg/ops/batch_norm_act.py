@@ -33,7 +33,7 @@ def _output_and_gate(
     _activation.check_weight("batch_norm_act", "act_weight", act, act_weight, input)
     if rng_state is not None:
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
-    words = (input.numel() + 31) // 32  # gate_bytes in csrc/kernels/activation.h
+    words = (input.numel() + 31) // 32  # gate_bytes in csrc/kernels/common/activation.h
     wanted = save_gate and residual is not None and act.name in _GATED
     return empty_normalized_like(input), input.new_empty(4 * words if wanted else 0, dtype=torch.uint8)
 
@@ -67,7 +67,7 @@ def _(grad_output, input, weight, *others):
     return *fake_gradients(input, weight, parameters_too), grad_residual, grad_act_weight
 
 
-# ---- second derivatives; csrc/batch_norm_act_autograd.cpp has the first
+# ---- second derivatives; csrc/autograd/batch_norm_act.cpp has the first
 
 
 def _double_backward(backward, ctx, *gradients):

@@ -1,4 +1,4 @@
-"""Dropout: fake kernels, and the operators as one call. csrc/dropout_autograd.cpp has the derivatives."""
+"""Dropout: fake kernels, and the operators as one call. csrc/autograd/dropout.cpp has the derivatives."""
 
 import torch
 from torch import Tensor

@@ -9,7 +9,8 @@ from torch._prims_common import suggest_memory_format
 
 
 def normalized_format(x):
-    """The memory format of what torch's batch norm returns on x's device, and fastreg's with it (csrc/layout.h)."""
+    """The memory format of what torch's batch norm returns on x's device, and fastreg's with it: see
+    csrc/operators/layout.h."""
     if not x.is_cuda:
         formats = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}.get(x.dim(), ())
         for memory_format in (torch.contiguous_format, *formats):

@@ -79,7 +79,7 @@ def keep_mask(numel, p, rng_state, index_map=None):
 
 
 def empty_result_like(x, transform=None, elements=True):
-    """An uninitialised result of dropout of x: of torch's strides (csrc/results.h, csrc/dropout_operators.h).
+    """An uninitialised result of dropout of x: of torch's strides (csrc/operators/results.h, dropout.h).
 
     transform: as in :func:`transformed`. elements: whether these are dropped, one by one, by torch's CUDA kernel.
     """

@@ -143,6 +143,11 @@ class Report:
             record = record["units"].get(unit)
         return bool(record) and record["status"] == "done" and self._is_current(record)
 
+    def status(self, phase):
+        """Of what was run with these sources; None where nothing was."""
+        record = self._document["phases"].get(phase)
+        return record["status"] if record and self._is_current(record) else None
+
     def log_of(self, phase, unit):
         """The ends of a unit's log."""
         return self._phase(phase)["units"][unit]["log"]

@@ -162,7 +162,8 @@ class Run:
         if phase.needs_gpu and not job.on_gpu:
             return Outcome(LEFT_OUT, "needs a GPU")
         if unmet := [name for name in phase.needs if not report.is_done(name)]:
-            return Outcome(FAILED, f"needs {', '.join(unmet)}, which is not done with these sources")
+            kind = CUT_SHORT if all(report.status(name) == CUT_SHORT for name in unmet) else FAILED
+            return Outcome(kind, f"needs {', '.join(unmet)}, which is not done with these sources")
         there = all(path.exists() for path in phase.products(job))
         if job.resume and there and report.is_done(phase.name):
             return None
@@ -216,7 +217,7 @@ class Run:
         self.job.report.finish(active.phase.name, self.job.system.now() - active.begun)
 
     def _record(self, phase, outcome):
-        self.job.report.begin(phase.name, keep=False)
+        self.job.report.begin(phase.name, keep=self.job.resume)
         self.job.report.record_unit(phase.name, phase.name, outcome, 0, "")
         self.job.report.finish(phase.name, 0)
         self._succeeded &= outcome.status != FAILED

@@ -143,6 +143,11 @@ def test_what_there_is_no_time_for_is_no_failure_and_can_be_resumed(tmp_path):
     assert statuses(tmp_path) == {"a": DONE, "b": DONE}
 
 
+def test_what_needs_something_that_was_cut_short_has_not_failed(tmp_path):
+    assert run([phase("a", limit=5, least=9), phase("b", needs=["a"])], make_job(tmp_path))
+    assert statuses(tmp_path) == {"a": CUT_SHORT, "b": CUT_SHORT}
+
+
 # Resumption
 
 
@@ -155,6 +160,18 @@ def test_resume_skips_units_that_are_done(tmp_path):
     assert job.system.commands() == ["bad", "slow"]
     found = records(tmp_path / "results")["b"]
     assert (found["status"], found["failed"], found["note"]) == (DONE, [], "3 done")
+
+
+def test_what_is_not_begun_again_keeps_what_was_done(tmp_path):
+    several = phase("a", unit("good"), unit("slow", 20))
+    run([several], make_job(tmp_path, system=FakeSystem(("slow", Script(HANGS)))))
+    object.__setattr__(several, "least", 999.0)
+    run([several], make_job(tmp_path, resume=True))
+    units = records(tmp_path / "results")["a"]["units"]
+    assert units["good"]["status"] == DONE and statuses(tmp_path)["a"] == CUT_SHORT
+    object.__setattr__(several, "least", 1.0)
+    job = make_job(tmp_path, resume=True)
+    assert run([several], job) and job.system.commands() == ["slow"]
 
 
 def test_without_resume_all_run_again(tmp_path):

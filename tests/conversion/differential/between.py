@@ -62,7 +62,7 @@ plain(
 plain("draws/seed", "torch.manual_seed(3)")
 plain("draws/random", "self.factor = random.random()")
 plain("state/attribute", "self.last = {v}", "self.last = {v}.detach()", "self.last = {i}")
-plain("state/f-string", "self.text = f'{{{v}.detach().sum():.2f}}'", "self.text = str({v}.shape)")
+plain("state/f-string", "self.text = f'{{{v}.detach().abs().sum():.0f}}'", "self.text = str({v}.shape)")
 plain("state/value", "self.number = float({v}.detach().sum())", "{n} = {v}.detach().mean().item()")
 plain("state/repr", "self.kind = type({v}).__name__", "self.kind = repr({v}.dtype)")
 plain("control/del", "{n} = {v}; del {n}")

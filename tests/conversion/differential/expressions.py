@@ -174,7 +174,7 @@ def condition(body: Body, value: Value) -> str:
         "inference mode": lambda: "torch.is_inference_mode_enabled()",
         "type": lambda: f"type({v}) is torch.Tensor",
         "isinstance": lambda: f"isinstance({v}, torch.Tensor)",
-        "value": lambda: f"{v}.sum() > 0",
+        "value": lambda: f"{v}.sum() > 0.5",
         "shape": lambda: f"{v}.shape[0] > {random.choice([2, 4])}",
         "grad of value": lambda: f"{v}.requires_grad",
         "counter": attribute("counter", "0", "{m}.{name} += 1", "{} % 2 == 0"),

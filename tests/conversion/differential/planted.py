@@ -105,7 +105,7 @@ class Frozen(Edit):
 for name, *patterns in [
     ("p of a child", ".p > 0"), ("training of a child", ".training"), ("options object", ".wide"), ("dict", "['open']"),
     ("list", "[-1]"), ("class attribute", ".shared"), ("submodule or parameter of None", "is None"),
-    ("grad mode", "is_grad_enabled"), ("value", ".sum() > 0"), ("shape", ".shape[0] >"), ("counter", "% 2"),
+    ("grad mode", "is_grad_enabled"), ("value", ".sum() > 0.5"), ("shape", ".shape[0] >"), ("counter", "% 2"),
     ("hooks of a child", "_forward_hooks"), ("inference mode", "is_inference_mode"),
     ("grad of value", ".requires_grad"), ("type", "type("),
 ]:  # fmt: skip
