@@ -26,7 +26,7 @@ BUILD = $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help bench test test-full py-test kernel-test cpp-test gpu-check lint build clean
+.PHONY: help bench test test-full py-test kernel-test cpp-test gpu-check gpu-bundle lint build clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -76,8 +76,12 @@ lint: .venv-lint/.installed  ## ruff, clang-format, the order of imports and inc
 	$(call includes_only,cpu,cpu|operators|kernels)
 	$(call includes_only,cuda,cuda|operators|kernels|host_executor)
 
-gpu-check: $(call stamp,test) $(call stamp,bench)  ## all that needs a GPU, in phases; results to commit (ARGS=--resume)
+gpu-check: $(call stamp,test) $(call stamp,bench)  ## all that needs a GPU, in order of worth (ARGS="--budget 560 --resume")
 	$(PY) -m tests.gpu_check $(ARGS)
+
+# For a machine that has this Python and torch, e.g. PYTHON=python3.12 VENV=.venv-gpu TORCH=torch==2.11.0
+gpu-bundle: $(call stamp,torch)  ## what gpu-check would compile, compiled ahead for one GPU (ARGS="--capability 9.0")
+	$(PY) -m tests.gpu_check.bundle --jobs $(JOBS) $(ARGS)
 
 clean:  ## remove what was built; the environments stay
 	rm -rf build dist *.egg-info fastreg/*.so

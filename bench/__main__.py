@@ -10,13 +10,13 @@ from pathlib import Path
 try:
     import torch
 
-    from bench import compare, environment, parts, results
+    from bench import compare, environment, failures, parts, results
     from bench.arguments import factor, positive, shape_name
     from bench.end_to_end.networks import NAMES
     from bench.end_to_end.step import VARIANTS
     from bench.timings.default import DTYPES, LAYOUTS
     from bench.timings.ops import MODES, OPS
-    from bench.timings.providers import PROVIDERS
+    from bench.timings.providers import FASTREG, PROVIDERS
     from bench.timings.shapes import SETS, SWEEP
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
@@ -34,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("bench/out"), metavar="DIR", help="results (default: %(default)s)")
     add("--quick", action="store_true", help="a few small cases: does everything run?")
     add("--resume", action="store_true", help="keep the rows that the files in DIR have, and add the missing ones")
+    add("--json-only", action="store_true", help="no charts (python -m bench.redraw draws them), and each row is kept "
+        "at once, whatever ends the process")  # fmt: skip
     add("--fail-if-slower", type=factor, metavar="RATIO", help="status 1 where fastreg takes RATIO times as long as "
         "the fastest other, or with --compare as before")  # fmt: skip
 
@@ -72,7 +74,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         if args.device.type == "cuda":
             torch.cuda.set_device(args.device)
         args.described = environment.describe(args.device)
-        chosen = {name: parts.PARTS[name](args) for name in ([args.only] if args.only else parts.DEFAULT)}
+        chosen = {name: parts.make(name, args) for name in ([args.only] if args.only else parts.DEFAULT)}
         results.prepare_folder(args.out)
     except ValueError as error:
         command.error(str(error))
@@ -82,14 +84,21 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0; 1 where --fail-if-slower finds something; 2 for bad input; 130 after Ctrl-C."""
+    """Returns the exit status: 0; 1 where fastreg fails, or --fail-if-slower finds something; 2 for bad input; 3 where
+    the device is broken, and --resume can go on in a new process; 130 after Ctrl-C."""
     args, chosen = parse(argv)
     if args.compare:
         return _compare(*args.compare, args.fail_if_slower)
     print(environment.caption(args.described), flush=True)
     for name, part in chosen.items():
-        if not part.run(name, args.out, args.described):
-            return 130
+        try:
+            if not part.run(name, args.out, args.described):
+                return 130
+        except failures.BrokenDevice as error:
+            print(f"bench: the device is broken after {error}", file=sys.stderr)
+            return 3
+    if any(failure["provider"] in (FASTREG.name, failures.ALL) for part in chosen.values() for failure in part.failed):
+        return 1
     if args.fail_if_slower and "timings" in chosen:
         rows = results.read_document(args.out / "timings.json")["rows"]
         return _fail(compare.slower_than_others(rows, args.fail_if_slower))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import environment, results
+from bench import environment, failures, results
 
 PARTIAL = " (partial: interrupted)"
 Chart = Callable[[list[dict], str, str, Path], None]  # of the rows, with a title and a caption, to a PNG file
@@ -18,37 +18,52 @@ Chart = Callable[[list[dict], str, str, Path], None]  # of the rows, with a titl
 class Part:
     """Its rows, in the batches in which they come; a table, charts and files of the rows.
 
-    charts: by what their files' names end in. kept: rows of a run before, that this one goes on from."""
+    charts: by what their files' names end in. kept: rows of a run before, that this one goes on from. failed: what
+    `rows` could not measure, added by it. at_once: the files are written after each batch, so that a run that is killed
+    leaves what it had."""
 
     title: str
     rows: Callable[[], Iterator[list[dict]]]
     report: Callable[[list[dict]], str]
     charts: Mapping[str, Chart]
-    write: Callable[[Path, str, dict, list[dict], bool], list[Path]] = results.write_results
+    write: Callable[..., list[Path]] = results.write_results
     kept: Sequence[dict] = ()
+    failed: list[dict] = field(default_factory=list)
+    at_once: bool = False
 
     def run(self, name: str, folder: Path, described: dict) -> bool:
         """Writes `name.*` to the folder. Returns whether it was complete, which Ctrl-C prevents."""
         rows, complete = list(self.kept), False
         contention = environment.Contention()
+        batches = self.rows()
         try:
-            for batch in self.rows():
+            for batch in batches:
                 share = contention.since_last()
                 rows += [row | {"contention": share} for row in batch]
+                if self.at_once and (rows or self.failed):
+                    self._write(folder, name, described, rows, complete)
             complete = True
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted, keeping what there is", file=sys.stderr)
         finally:
+            if close := getattr(batches, "close", None):
+                close()  # a case that was interrupted did not fail
             caption = full_caption(described, rows)
             title = self.title if complete else self.title + PARTIAL
-            paths = self.write(folder, name, described, rows, complete)
+            paths = self._write(folder, name, described, rows, complete)
             if rows:
                 for suffix, chart in self.charts.items():
                     paths.append(results.result_path(folder, name + suffix, "png", complete))
                     chart(rows, title, caption, paths[-1])
                 print(f"\n{title}\n{caption}\n\n{self.report(rows)}\n")
+            for failure in self.failed:
+                print(f"failed: {failures.describe(failure)}")
             print("wrote", *paths, flush=True)
         return complete
+
+    def _write(self, folder: Path, name: str, described: dict, rows: list[dict], complete: bool) -> list[Path]:
+        failed = {"failed": self.failed} if self.failed else {}
+        return self.write(folder, name, described, rows, complete, **failed)
 
 
 def full_caption(described: dict, rows: list[dict]) -> str:

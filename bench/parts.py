@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from bench import environment, results
@@ -11,17 +13,19 @@ from bench.end_to_end import charts as end_to_end_charts
 from bench.end_to_end import report as end_to_end_report
 from bench.end_to_end import run as end_to_end_run
 from bench.part import Part
-from bench.timings import charts, providers, report
+from bench.timings import charts, providers, report, short
 from bench.timings.cases import Choice, key
 from bench.timings.run import Job
 from bench.training import experiments
 
 CHARTS = {
     "timings": charts.CHARTS,
+    "short": {"": charts.speed},
     "end-to-end": end_to_end_charts.CHARTS,
 }
 TITLES = {
     "timings": "fastreg against PyTorch, layer by layer",
+    "short": "fastreg against PyTorch: the short table",
     "end-to-end": "Whole networks: training steps, converted to fastreg and not",
 }
 SHARE_OF_MEMORY = 0.7  # that the timings may fill
@@ -29,14 +33,13 @@ SHARE_OF_MEMORY = 0.7  # that the timings may fill
 
 def _timings(args: Namespace) -> Part:
     choice = Choice(args.ops, args.modes, args.shapes, args.dtypes, args.layouts)
-    memory = int(SHARE_OF_MEMORY * environment.available_memory(args.device))
-    cases, too_large = choice.cases(args.device, memory, args.quick)
+    cases, too_large = choice.cases(args.device, _memory(args), args.quick)
     if too_large:
         print(f"left out, for want of memory: {len(too_large)} cases, such as {' '.join(too_large[0].key)}")
     chosen, absent = providers.choose(args.providers)
     for name, reason in absent.items():
         print(f"absent: {name} ({reason})")
-    kept = _kept("timings", args)
+    kept, failed = _kept("timings", args)
     job = Job(
         cases,
         chosen,
@@ -44,41 +47,78 @@ def _timings(args: Namespace) -> Part:
         args.minutes,
         args.quick,
         every_mode=args.providers is not None,
-        done={key(row) for row in kept},
+        done={key(row) for row in kept + failed},
+        failed=failed,
     )
-    return Part(TITLES["timings"], job.run, report.report, CHARTS["timings"], kept=kept)
+    return Part(TITLES["timings"], job.run, report.report, CHARTS["timings"], kept=kept, failed=failed)
+
+
+def _short(args: Namespace) -> Part:
+    kept, failed = _kept("short", args)
+    chosen, _ = providers.choose(short.PROVIDERS)
+    cases = [case for case in short.cases(args.quick) if case.fits(_memory(args))]
+    job = Job(
+        cases,
+        chosen,
+        args.device,
+        args.minutes,
+        args.quick,
+        done={key(row) for row in kept + failed},
+        seconds=None if args.quick else short.SECONDS,
+        needs=False,  # the profiler, which counts launches, slows what comes after it
+        failed=failed,
+    )
+    return Part(TITLES["short"], job.run, report.report, CHARTS["short"], kept=kept, failed=failed)
+
+
+def _memory(args: Namespace) -> int:
+    return int(SHARE_OF_MEMORY * environment.available_memory(args.device))
 
 
 def _end_to_end(args: Namespace) -> Part:
-    kept = _kept("end-to-end", args)
+    kept, failed = _kept("end-to-end", args)
     job = end_to_end_run.Job(
-        args.device, args.quick, args.networks, args.variants, done={end_to_end_run.key(row) for row in kept}
+        args.device,
+        args.quick,
+        args.networks,
+        args.variants,
+        done={end_to_end_run.key(row) for row in kept + failed},
+        failed=failed,
     )
-    return Part(TITLES["end-to-end"], job.run, end_to_end_report.report, CHARTS["end-to-end"], kept=kept)
+    return Part(TITLES["end-to-end"], job.run, end_to_end_report.report, CHARTS["end-to-end"], kept=kept, failed=failed)
 
 
 def _training(args: Namespace) -> Part:
     return experiments.part("digits-batchnorm", experiments.Choice(args.device, seeds=args.seeds, epochs=args.epochs))
 
 
-PARTS = {"timings": _timings, "end-to-end": _end_to_end, "training": _training}
+PARTS = {"timings": _timings, "short": _short, "end-to-end": _end_to_end, "training": _training}
 DEFAULT = ("timings", "training")
 
 
-def _kept(name: str, args: Namespace) -> list[dict]:
-    """With --resume the rows of the part's file, the partial one if there is one; else none."""
+def make(name: str, args: Namespace) -> Part:
+    """With --json-only: no tables and charts beside the data, which is written as it comes."""
+    part = PARTS[name](args)
+    if not args.json_only:
+        return part
+    write = partial(part.write, suffixes=["json"]) if part.write is results.write_results else part.write
+    return dataclasses.replace(part, charts={}, write=write, at_once=True)
+
+
+def _kept(name: str, args: Namespace) -> tuple[list[dict], list[dict]]:
+    """With --resume the rows of the part's file, the partial one if there is one, and what had failed; else none."""
     paths = [args.out / f"{name}{partial}.json" for partial in (".partial", "")]
     path = next((path for path in paths if path.exists()), None) if args.resume else None
     if path is None:
         if args.resume:
             print(f"nothing to resume in {args.out}: {name} starts anew", file=sys.stderr)
-        return []
+        return [], []
     try:
         document = results.read_document(path)
     except ValueError as error:
         raise ValueError(f"--resume {error}") from None
     _check_same(path, document["environment"], args.described)
-    return document["rows"]
+    return document["rows"], document.get("failed", [])
 
 
 def _check_same(path: Path, before: dict, now: dict) -> None:

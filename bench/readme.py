@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,9 +30,10 @@ FIRST_CHART = "init-scale.png"  # of the trainings
 
 
 def timings(root: Path, folder: Path) -> list[str]:
-    """Times PyTorch's speed, a line per tensor, a column per mode."""
-    document = results.read_document(root / folder / "timings.json")
-    rows = document["rows"]
+    """Times PyTorch's speed, a line per tensor, a column per mode; of the short table where there is no other."""
+    path = results.latest(root / folder, "timings") or results.latest(root / folder, "short")
+    document = results.read_document(path)
+    rows, chart = document["rows"], path.name.split(".")[0]
     ratios, compiled = best_ratios(rows), best_ratios(rows, [COMPILE.name])
     modes = [mode for mode in MODES if any(case[1] == mode for case in ratios)]
     lines = dict.fromkeys((row["op"], tensors.label(row)) for row in rows)
@@ -51,9 +53,9 @@ def timings(root: Path, folder: Path) -> list[str]:
     return [
         f"{_where(document, rows)}. Times the speed of PyTorch's fastest eager mode, or of `torch.compile` where the "
         "column names it; medians, both timed in turn in one process, above 1 is faster. With spread, bandwidth and "
-        f"memory: [timings.json]({folder}/timings.json).",
+        f"memory: [{path.name}]({folder}/{path.name}).",
         _markdown(header, table),
-        *_images(root, folder, {"timings.png": "Times PyTorch's speed, by layer, mode and size"}),
+        *_images(root, folder, {f"{chart}.png": "Times PyTorch's speed, by layer, mode and size"}),
         *_images(root, folder, {"timings-overview.png": "Roofline, memory kept for backward, bandwidth by size"}),
     ]
 
@@ -65,7 +67,8 @@ def _ratio(ratios: dict, op: str, mode: str, label: str) -> str:
 
 def end_to_end(root: Path, folder: Path) -> list[str]:
     """Steps per second and peak memory, a line per network and variant."""
-    document = results.read_document(root / folder / "end-to-end.json")
+    path = results.latest(root / folder, "end-to-end")
+    document = results.read_document(path)
     rows = document["rows"]
     table = [
         [
@@ -88,9 +91,23 @@ def end_to_end(root: Path, folder: Path) -> list[str]:
     ]
     return [
         f"{_where(document, rows)}. Training steps of whole networks, all variants in turn in one process: "
-        f"[end-to-end.json]({folder}/end-to-end.json).",
+        f"[{path.name}]({folder}/{path.name}).",
         _markdown(header, table, words=2),
         *_images(root, folder, {"end-to-end.png": "Steps per second, peak memory and shares of a step's time"}),
+    ]
+
+
+def checks(root: Path, folder: Path) -> list[str]:
+    """What `make gpu-check` found: the phases in one line, then each thing that failed."""
+    document = json.loads((root / folder / "gpu_check.json").read_text())
+    phases = document["phases"]
+    counts = Counter(phase["status"] for phase in phases.values())
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    failed = [f"- {failure}" for phase in phases.values() for failure in phase["failed"]]
+    return [
+        f"**{document['device']}**: `make gpu-check`, phases: {summary}. "
+        f"{'What failed there' if failed else 'Nothing failed there'}: [gpu_check.json]({folder}/gpu_check.json).",
+        *(["\n".join(failed)] if failed else []),
     ]
 
 
@@ -164,9 +181,14 @@ def _images(root: Path, folder: Path, charts: dict[str, str]) -> list[str]:
     return [f"![{text}]({folder}/{name})" for name, text in charts.items() if (root / folder / name).exists()]
 
 
-SECTIONS: dict[str, list[tuple[str, Callable[[Path, Path], list[str]]]]] = {
-    "timings": [("timings.json", timings), ("end-to-end.json", end_to_end)],
-    "training": [("training", training)],
+# By section: what makes its blocks, and the files of which it needs one.
+SECTIONS: dict[str, list[tuple[Callable[[Path, Path], list[str]], list[str]]]] = {
+    "timings": [
+        (timings, ["timings.json", "timings.partial.json", "short.json", "short.partial.json"]),
+        (end_to_end, ["end-to-end.json", "end-to-end.partial.json"]),
+        (checks, ["gpu_check.json"]),
+    ],
+    "training": [(training, ["training"])],
 }
 
 
@@ -184,8 +206,8 @@ def write(text: str, root: Path) -> str:
         blocks = [
             block
             for folder in folders
-            for file, make in makers
-            if (root / folder / file).exists()
+            for make, files in makers
+            if any((root / folder / file).exists() for file in files)
             for block in _wrapped(make(root, folder))
         ]
         before, after = text.split(begin)[0], text.split(end)[1]

@@ -12,14 +12,22 @@ from bench import part, parts, results
 from bench.training import data, experiments
 
 
+def _chosen(folder: Path) -> dict[str, dict[str, part.Chart]]:
+    """Of what `make gpu-check` leaves, one chart: the speeds of the timings, or of the short table."""
+    if not (folder / "gpu_check.json").exists():
+        return parts.CHARTS
+    name = "timings" if results.latest(folder, "timings") else "short"
+    return {name: {"": parts.CHARTS[name][""]}}
+
+
 def redraw(folder: Path) -> list[Path]:
     """The charts that were drawn."""
     drawn = []
-    for name, charts in parts.CHARTS.items():
-        if (folder / f"{name}.json").exists():
-            document = results.read_document(folder / f"{name}.json")
+    for name, charts in _chosen(folder).items():
+        if path := results.latest(folder, name):
+            document = results.read_document(path)
             caption = part.full_caption(document["environment"], document["rows"])
-            for suffix, chart in charts.items():
+            for suffix, chart in charts.items() if document["rows"] else ():
                 drawn.append(folder / f"{name}{suffix}.png")
                 chart(document["rows"], parts.TITLES[name], caption, drawn[-1])
     for path in sorted((folder / "training").glob("*.json")):

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,9 +33,26 @@ def result_path(folder: Path, stem: str, suffix: str, complete: bool) -> Path:
     return path
 
 
-def write_results(folder: Path, stem: str, environment: dict, rows: list[dict], complete: bool) -> list[Path]:
-    """`stem.json` with the whole environment, `stem.csv` with each row keyed by device and versions."""
+def latest(folder: Path, stem: str) -> Path | None:
+    """The JSON file of a part: complete, or of a run that was cut short; None where there is neither."""
+    return next((path for path in (folder / f"{stem}.json", folder / f"{stem}.partial.json") if path.exists()), None)
+
+
+def write_results(
+    folder: Path,
+    stem: str,
+    environment: dict,
+    rows: list[dict],
+    complete: bool,
+    failed: Sequence[dict] = (),
+    suffixes: Collection[str] = ("json", "csv"),
+) -> list[Path]:
+    """`stem.json` with the whole environment, `stem.csv` with each row keyed by device and versions.
+
+    failed: what could not be measured, and why; it goes to the JSON alone."""
     document = {"complete": complete, "environment": environment, "rows": rows}
+    if failed:
+        document["failed"] = list(failed)
     keys = {key: value for key, value in environment.items() if not isinstance(value, dict)}
     table = io.StringIO()
     if rows:
@@ -45,6 +62,8 @@ def write_results(folder: Path, stem: str, environment: dict, rows: list[dict], 
     contents = {"json": json.dumps(document, indent=1) + "\n", "csv": table.getvalue()}
     paths = []
     for suffix, text in contents.items():
+        if suffix not in suffixes:
+            continue
         paths.append(result_path(folder, stem, suffix, complete))
         replace_file(paths[-1], text)
     return paths

@@ -1,8 +1,11 @@
 """Inputs that the tests of several operators share."""
 
+import copy
+
 import pytest
 import torch
 
+import fastreg
 from fastreg._extension import available
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -35,6 +38,16 @@ def expanded(x):
 
 
 LAYOUTS = [contiguous, channels_last, transposed, sliced, expanded]
+
+
+def replay_as_traced(model, x, seed):
+    """A context in which the model's calls have the masks that traced code draws after manual_seed(seed).
+
+    That draws by torch.randint; eager code on CUDA draws from the generator's offset, on the CPU as traced code."""
+    with fastreg.record_rng_states() as states:
+        copy.deepcopy(model)(x)
+    torch.manual_seed(seed)
+    return fastreg.replay_rng_states([fastreg.reference.dropout.draw_state(x.device) for _ in states])
 
 
 def in_layout(x, layout):

@@ -1,5 +1,8 @@
 """What all tests share: tests that need a GPU, nvcc or much time are left out, and counted, where there is none.
 
+After each test of a GPU the device is synchronised, so that an error is that of the test that made it; where nothing
+runs on the device after it, the run ends there.
+
 With FASTREG_TEST_KERNELS=host-executor the tests marked kernels run, and no others: the tests of the CPU run the CUDA
 kernels instead, on the CPU.
 """
@@ -25,6 +28,7 @@ hypothesis.settings.register_profile("fastreg", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fastreg")
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
+LEFT_OUT_FILES = pytest.StashKey[set[str]]()
 
 
 def has_nvcc():
@@ -34,7 +38,11 @@ def has_nvcc():
 
 
 def has_zoo():
-    return all(importlib.util.find_spec(name) for name in ("torchvision", "timm"))
+    return has("torchvision") and has("timm")
+
+
+def has(name):
+    return importlib.util.find_spec(name) is not None
 
 
 # Markers of tests that cannot run everywhere: whether they can here, and what the summary says where they cannot.
@@ -42,10 +50,8 @@ NEEDS = {
     "cuda": (lambda config: torch.cuda.is_available(), "need a GPU and have not run: there is none here"),
     "executor": (lambda config: EXECUTED, "need the host executor and have not run: make kernel-test runs them"),
     "nvcc": (lambda config: has_nvcc(), "need nvcc and have not run: there is none here"),
-    "triton": (
-        lambda config: importlib.util.find_spec("triton") is not None,
-        "need Triton and have not run: there is none here",
-    ),
+    "triton": (lambda config: has("triton"), "need Triton and have not run: there is none here"),
+    "helion": (lambda config: has("helion"), "need Helion and have not run: there is none here"),
     "zoo": (
         lambda config: has_zoo(),
         "need torchvision and timm (the extra zoo) and have not run: there are none here",
@@ -60,6 +66,43 @@ def pytest_addoption(parser):
 
 def pytest_report_header():
     return f"torch {torch.__version__}, fastreg {_extension.build_info()}"
+
+
+class LeftOutFile(pytest.Module):
+    """One that is not even imported."""
+
+    def collect(self):
+        return []
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """torch's own databases of inputs import expecttest, which users of torch need not have."""
+    if not module_path.name.endswith("_databases.py") or has("expecttest"):
+        return None
+    parent.config.stash.setdefault(LEFT_OUT_FILES, set()).add(module_path.name)
+    return LeftOutFile.from_parent(parent, path=module_path)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test of a GPU ends when the device has done what it was given."""
+    try:
+        return (yield)
+    finally:
+        if item.get_closest_marker("cuda") and torch.cuda.is_initialized():
+            synchronize(item)
+
+
+def synchronize(item):
+    """Raises what the device reports; where it does so again, nothing runs on it any more, and the session ends."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            item.session.shouldfail = f"the device is broken after {item.nodeid}: {str(error).splitlines()[0]}"
+        raise
 
 
 def pytest_collection_modifyitems(config, items):
@@ -84,3 +127,6 @@ def leave_out(config, items, left_out, what):
 def pytest_terminal_summary(terminalreporter, config):
     for what, count in config.stash.get(LEFT_OUT, {}).items():
         terminalreporter.write_line(f"{count} tests {what}", yellow=True)
+    if files := config.stash.get(LEFT_OUT_FILES, set()):
+        line = f"{len(files)} files need expecttest and have not run: there is none here: {', '.join(sorted(files))}"
+        terminalreporter.write_line(line, yellow=True)

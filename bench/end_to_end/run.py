@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
+from bench import failures
 from bench.end_to_end import distributed
 from bench.end_to_end.networks import Network, networks
 from bench.end_to_end.shares import SHARES, shares
@@ -25,6 +26,7 @@ from bench.timings.memory import peak_bytes
 PLAIN = "plain"
 ROUNDS = (5, 100)
 SECONDS_PER_NETWORK = {False: 20.0, True: 0.0}  # by `quick`; compiling and warming up not included
+SECONDS_TO_HANG = 300.0  # of a network, all variants compiled
 WARM_UP = 2
 NETWORK_COLUMNS = ("network", "source", "batch", "input", "dtype", "layout", "devices")
 
@@ -37,30 +39,41 @@ def key(row: dict) -> tuple:
 @dataclass(frozen=True)
 class Job:
     """networks, variants: their names, None: all; plain, which the others are compared with, is always among them.
-    done: keys of what needs no run."""
+    done: keys of what needs no run. failed: what failed, and is left out."""
 
     device: torch.device
     quick: bool = False
     networks: Collection[str] | None = None
     variants: Collection[str] | None = None
     done: Collection[tuple] = ()
+    failed: list[dict] = field(default_factory=list)
 
     def run(self) -> Iterator[list[dict]]:
-        """Train each network on one device, and where there are several GPUs, on all; yields the rows of each."""
+        """Train each network on one device, and where there are several GPUs, on all; yields the rows of each.
+
+        Raises:
+            BrokenDevice: a network has left the GPU so that nothing more runs in this process.
+        """
         several = torch.cuda.device_count() if self.device.type == "cuda" else 1
         chosen = {name: VARIANTS[name] for name in VARIANTS if name in (PLAIN, *(self.variants or VARIANTS))}
         for network in networks(self.device, self.quick):
             if self.networks and network.name not in self.networks:
                 continue
             for devices in sorted({1, several}):
-                if key(network.describe() | {"devices": devices}) in self.done:
+                described = network.describe() | {"devices": devices}
+                if key(described) in self.done:
                     continue
-                if devices == 1:
-                    samples = measure(network, chosen, self.device, SECONDS_PER_NETWORK[self.quick])
-                else:
-                    work = partial(measure, network, chosen, seconds=0.0, with_shares=False)  # as many rounds on all
-                    samples = distributed.run(work, self.device.type, devices)
-                yield list(summarise(network, devices, *samples))
+                case = {column: described[column] for column in NETWORK_COLUMNS}
+                rows: list[dict] = []
+                with failures.listed(self.failed, case, self.device, SECONDS_TO_HANG):
+                    yield []
+                    if devices == 1:
+                        samples = measure(network, chosen, self.device, SECONDS_PER_NETWORK[self.quick])
+                    else:
+                        work = partial(measure, network, chosen, seconds=0.0, with_shares=False)  # as many rounds
+                        samples = distributed.run(work, self.device.type, devices)
+                    rows += summarise(network, devices, *samples)
+                yield rows
 
 
 def measure(

@@ -34,6 +34,10 @@ class Case:
     def tensor_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def fits(self, memory: int) -> bool:
+        """Whether so many bytes are enough to time it."""
+        return self.tensor_bytes * (4 * (1 + self.definition.residual) + LIVE_TENSORS) <= memory
+
     @property
     def necessary_bytes(self) -> int:
         return self.definition.accesses[self.mode] * self.tensor_bytes
@@ -87,9 +91,7 @@ class Choice:
             for mode in modes
             if mode in OPS[op].accesses
         ]
-        fitting = [
-            case for case in found if case.tensor_bytes * (4 * (1 + case.definition.residual) + LIVE_TENSORS) <= memory
-        ]
+        fitting = [case for case in found if case.fits(memory)]
         if not fitting:
             reason = "all need more memory than there is" if found else "no operator takes such tensors in such a mode"
             raise ValueError(f"--ops, --modes, --shapes, --dtypes and --layouts must leave something to time: {reason}")

@@ -1,6 +1,8 @@
-"""Layers of other packages, and which cases they have."""
+"""Layers of other packages, and which cases they have. cuDNN's graphs, FlagGems and Helion have run on no GPU here."""
 
 from __future__ import annotations
+
+import contextlib
 
 import torch
 from torch import Tensor, nn
@@ -57,3 +59,44 @@ def triton(case: Case) -> nn.Module:
 
 def triton_takes(case: Case, device: torch.device) -> bool:
     return device.type == "cuda" and case.op == "dropout" and case.mode != "graph"  # its seed would be frozen
+
+
+def cudnn(case: Case) -> nn.Module:
+    from bench.timings.cudnn_norm import CudnnBatchNorm
+
+    return CudnnBatchNorm(case.shape[1])
+
+
+def cudnn_takes(case: Case, device: torch.device) -> bool:
+    return (
+        device.type == "cuda"
+        and case.op == "batch_norm"
+        and case.mode not in ("evaluation", "graph")
+        and len(case.shape) == 4
+        and case.layout == "channels_last"
+        and case.dtype in (torch.bfloat16, torch.float16)
+        and case.shape[1] % 8 == 0
+    )
+
+
+def flag_gems_settings() -> contextlib.AbstractContextManager:
+    """torch's layers, whose operators FlagGems replaces."""
+    import flag_gems
+
+    return flag_gems.use_gems()
+
+
+def flag_gems_takes(case: Case, device: torch.device) -> bool:
+    return device.type == "cuda" and case.op in ("dropout", "batch_norm") and case.mode != "graph"
+
+
+def helion(case: Case) -> nn.Module:
+    from bench.timings.helion_layers import HelionBatchNorm, HelionDropout
+
+    return HelionDropout(P) if case.op == "dropout" else HelionBatchNorm(case.shape[1])
+
+
+def helion_takes(case: Case, device: torch.device) -> bool:
+    innermost = len(case.shape) == 2 or case.layout == "channels_last"
+    normalises = case.op == "batch_norm" and innermost and case.mode != "evaluation"
+    return device.type == "cuda" and (normalises or case.op == "dropout") and case.mode != "graph"

@@ -18,14 +18,17 @@ from bench.timings.cases import Case
 class Provider:
     """layer: makes the case's layer. takes: whether it has one on a device. module: what it is imported from.
 
-    in_place: overwrites its input, which then cannot be a leaf that requires grad."""
+    option: of inductor, that it needs besides. in_place: overwrites its input, which then cannot be a leaf that
+    requires grad. by_name: timed only where it is asked for, since it takes long to prepare."""
 
     name: str
     layer: Callable[[Case], nn.Module]
     takes: Callable[[Case, torch.device], bool] = lambda case, device: True
     module: str = "torch"
     settings: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    option: str | None = None
     in_place: bool = False
+    by_name: bool = False
 
     def absence(self) -> str | None:
         """Why it cannot be imported, or None."""
@@ -33,12 +36,25 @@ class Provider:
             importlib.import_module(self.module)
         except Exception as error:  # such as a binary that was built for another torch
             return f"cannot import {self.module}: {str(error).splitlines()[0]}"
+        if self.option and self.option not in torch._inductor.list_options():
+            return f"torch {torch.__version__} has no such option of inductor: {self.option}"
         return None
 
 
-def _compiled(case: Case) -> nn.Module:
+def _compiled(case: Case, **keywords) -> nn.Module:
     torch.compiler.reset()  # past some recompilations of the same code it would silently run uncompiled
-    return torch.compile(case.definition.torch(case.shape))
+    return torch.compile(case.definition.torch(case.shape), **keywords)
+
+
+def _inductor(name: str, option: str, takes: Callable[[Case], bool]) -> Provider:
+    """What torch.compile gives with an option on; of a GPU."""
+    return Provider(
+        name,
+        lambda case: _compiled(case, options={option: True}),
+        lambda case, device: device.type == "cuda" and takes(case),
+        option=option,
+        by_name=True,
+    )
 
 
 def _normalises(case: Case) -> bool:
@@ -63,6 +79,11 @@ PROVIDERS: dict[str, Provider] = {
         Provider("apex", others.apex, others.apex_takes, "apex.contrib.groupbn"),
         Provider("inplace_abn", others.inplace_abn, others.inplace_abn_takes, "inplace_abn", in_place=True),
         Provider("triton", others.triton, others.triton_takes, "triton"),
+        _inductor("compile_cooperative", "triton.cooperative_reductions", _normalises),
+        _inductor("compile_aligned_random", "align_random_eager", lambda case: "dropout" in case.op),
+        Provider("cudnn", others.cudnn, others.cudnn_takes, "cudnn"),
+        Provider("flag_gems", TORCH.layer, others.flag_gems_takes, "flag_gems", others.flag_gems_settings),
+        Provider("helion", others.helion, others.helion_takes, "helion", by_name=True),
         FASTREG,
     )
 }
@@ -73,7 +94,11 @@ def choose(names: Sequence[str] | None) -> tuple[list[Provider], dict[str, str]]
     """(the providers, the absent ones and why); fastreg is always among them, as what the others are compared with.
 
     None: all that are there. Raises ValueError where one that was asked for is absent."""
-    asked = [provider for name, provider in PROVIDERS.items() if names is None or name in (*names, FASTREG.name)]
+    asked = [
+        provider
+        for name, provider in PROVIDERS.items()
+        if (names is None and not provider.by_name) or name in (*(names or ()), FASTREG.name)
+    ]
     absent = {provider.name: reason for provider in asked if (reason := provider.absence())}
     if names and absent:
         raise ValueError("--providers must be installed: " + "; ".join(f"{n}: {why}" for n, why in absent.items()))

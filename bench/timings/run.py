@@ -3,6 +3,8 @@
 A round times one block of calls of every provider, then the next round follows in the opposite order, so that what
 else the machine does hits all alike; a ratio is the median over the rounds of (peer's time / fastreg's time). Every
 provider walks through a pool of inputs of its own, and each result is freed before the next call, inside the block.
+
+What fails is left out and listed. A case stands in the list while it runs, so that one that ends the process is known.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ import math
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from bench import failures
 from bench.results import progress
 from bench.statistics import quantiles
-from bench.timings import memory
+from bench.timings import memory, prediction
 from bench.timings.cases import Case
-from bench.timings.providers import EAGER, FASTREG, Provider, of_case
+from bench.timings.providers import FASTREG, Provider, of_case
 from bench.timings.workloads import Workload, copy_workload, layer_workload
 
 COPY = "copy"
@@ -36,7 +39,7 @@ Samples = dict[str, list[float]]  # seconds per call, one per round, of every pr
 @dataclass(frozen=True)
 class Job:
     """minutes: for all cases together, as far as the fewest rounds allow. every_mode: compile also what is uncompiled
-    by default. done: keys of the cases that need no run."""
+    by default. done: keys of the cases that need no run. needs: also find memory and launches. failed: what failed."""
 
     cases: Sequence[Case]
     providers: Sequence[Provider]
@@ -45,9 +48,16 @@ class Job:
     quick: bool = False
     every_mode: bool = False
     done: Collection[tuple[str, ...]] = ()
+    seconds: float | None = None  # for a case, at most; None: as SECONDS_PER_CASE says
+    needs: bool = True
+    failed: list[dict] = field(default_factory=list)
 
     def run(self) -> Iterator[list[dict]]:
-        """Time every case; yields the rows of each as it is done."""
+        """Time every case; yields no rows as a case begins, and its rows as it is done.
+
+        Raises:
+            BrokenDevice: a case has left the GPU so that nothing more runs in this process.
+        """
         waiting = [case for case in self.cases if case.key not in self.done]
         end = time.perf_counter() + 60 * self.minutes
         with progress(waiting, "timings", "case") as bar:
@@ -55,8 +65,20 @@ class Job:
                 bar.set_postfix_str(f"{case.op} {case.mode}", refresh=False)
                 begin = time.perf_counter()
                 share = (end - begin) / (len(waiting) - index)
-                deadline = begin + min(share, SECONDS_PER_CASE[self.quick])
-                yield list(summarise(case, *measure(case, self._providers(case), self.device, deadline)))
+                deadline = begin + min(share, self.seconds or SECONDS_PER_CASE[self.quick])
+                rows: list[dict] = []
+                with failures.listed(self.failed, case.describe(), self.device):
+                    yield []
+                    samples, columns = self._measure(case, deadline)
+                    rows += summarise(case, samples, columns, prediction.bytes_moved(case, self.device))
+                yield rows
+
+    def _measure(self, case: Case, deadline: float) -> tuple[Samples, dict[str, dict]]:
+        errors: dict[str, str] = {}
+        try:
+            return measure(case, self._providers(case), self.device, deadline, self.needs, errors)
+        finally:
+            self.failed.extend(case.describe() | {"provider": name, "error": error} for name, error in errors.items())
 
     def _providers(self, case: Case) -> list[Provider]:
         return of_case(case, self.device, self.providers, self.every_mode)
@@ -70,43 +92,51 @@ def make_inputs(case: Case, device: torch.device) -> list[tuple[torch.Tensor, ..
 
 
 def measure(
-    case: Case, providers: Sequence[Provider], device: torch.device, deadline: float
+    case: Case,
+    providers: Sequence[Provider],
+    device: torch.device,
+    deadline: float,
+    needs: bool = True,
+    errors: dict[str, str] | None = None,
 ) -> tuple[Samples, dict[str, dict]]:
     """(samples, further columns by provider); the deadline is one of time.perf_counter().
 
-    Others than fastreg and eager PyTorch may fail: they are then left out, and stderr says why."""
+    Others than fastreg may fail: they are then left out, and `errors` and stderr say why."""
     workloads = {COPY: copy_workload(make_inputs(case, device))}
     counts = {COPY: calls_per_block(workloads[COPY], device)}
     columns: dict[str, dict] = {}
     with torch.set_grad_enabled(case.mode != "evaluation"):
         for provider in providers:
             try:
-                workload, needs = _prepare(case, provider, device)
+                workload, needed = _prepare(case, provider, device, needs)
                 counts[provider.name] = calls_per_block(workload, device)
             except Exception as error:
-                if provider.name in (FASTREG.name, *EAGER):
+                if errors is not None:
+                    errors[provider.name] = failures.line(error)
+                if provider.name == FASTREG.name:
                     raise
                 print(f"\n{provider.name} failed: {' '.join(case.key)}: {str(error)[:200]}", file=sys.stderr)
                 continue
-            workloads[provider.name], columns[provider.name] = workload, needs
+            workloads[provider.name], columns[provider.name] = workload, needed
         with _no_garbage_collection():
             return _rounds(workloads, counts, device, deadline), columns
 
 
-def _prepare(case: Case, provider: Provider, device: torch.device) -> tuple[Workload, dict]:
+def _prepare(case: Case, provider: Provider, device: torch.device, needs: bool) -> tuple[Workload, dict]:
     with provider.settings():
         layer = provider.layer(case).to(device)
         inputs = make_inputs(case, device)
         workload = layer_workload(case, provider, inputs, layer)
         for _ in range(2):  # what is compiled or chosen once does not count
             workload.call()
+        if not needs:
+            return workload, {}
         trained = case.mode != "evaluation" and not provider.in_place
-        needs = {
+        return workload, {
             "saved_bytes": memory.saved_bytes(layer, inputs[0]) if trained else None,
             "peak_bytes": memory.peak_bytes(workload.call, device),
             "launches": memory.launches(workload.call, device),
         }
-    return workload, needs
 
 
 def calls_per_block(workload: Workload, device: torch.device) -> int:
@@ -140,8 +170,11 @@ def _no_garbage_collection():
         gc.enable()
 
 
-def summarise(case: Case, samples: Samples, columns: dict[str, dict] | None = None) -> Iterator[dict]:
-    """One row per provider. `ratio`: how many times longer than fastreg; `of_copy`: share of the copy's bandwidth."""
+def summarise(
+    case: Case, samples: Samples, columns: dict[str, dict] | None = None, planned: float | None = None
+) -> Iterator[dict]:
+    """One row per provider. `ratio`: how many times longer than fastreg; `of_copy`: share of the copy's bandwidth;
+    `predicted_us`: of fastreg, what moving the `planned` bytes takes at the copy's bandwidth."""
     moved = dict.fromkeys(samples, case.necessary_bytes) | {COPY: 2 * case.tensor_bytes}
     speed = {name: moved[name] / 1e9 / quantiles(times)[1] for name, times in samples.items()}
     nothing = {"saved_bytes": None, "peak_bytes": None, "launches": None}
@@ -151,4 +184,5 @@ def summarise(case: Case, samples: Samples, columns: dict[str, dict] | None = No
         row |= zip(("us_20", "us", "us_80"), (1e6 * q for q in quantiles(times)), strict=True)
         row |= zip(("ratio_20", "ratio", "ratio_80"), quantiles(ratios), strict=True)
         row |= {"bytes": moved[name], "gb_per_s": speed[name], "of_copy": speed[name] / speed[COPY]}
-        yield row | ((columns or {}).get(name) or nothing)
+        predicted = planned / speed[COPY] / 1e3 if planned and name == FASTREG.name else None
+        yield row | {"predicted_us": predicted} | nothing | (columns or {}).get(name, {})

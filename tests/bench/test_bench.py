@@ -14,14 +14,14 @@ import torch
 
 import fastreg
 from bench import __main__ as command
-from bench import environment, parts, results
-from bench.timings import charts, memory_chart, report, roofline, scaling, speed_chart, tensors
+from bench import environment, failures, results
+from bench.timings import charts, memory_chart, report, roofline, scaling, short, speed_chart, tensors
 from bench.timings.cases import Case
+from bench.timings.ops import MODES
 from bench.timings.run import Job
 from tests.bench.bench_fixtures import CPU, brief, one_thread, rows_of  # noqa: F401
 from tests.bench.bench_fixtures import run_command as run_main
-from tests.gpu_check.report import MOST_FILES
-from tests.gpu_check.runner import heed_interrupts
+from tests.gpu_check.system import heed_interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"device": "abacus", "torch": "2.0", "fastreg_build": {"backends": []}}
@@ -156,11 +156,6 @@ def test_words_of_charts():
     assert (tensors.label(row), tensors.size(row)) == ("2x3x4x5  bf16  channels-last", 240)
 
 
-def test_a_device_has_at_most_eight_files():
-    """What tests/gpu_check writes: its own, and two parts' files and charts."""
-    assert 1 + sum(2 + len(own) for own in parts.CHARTS.values()) <= MOST_FILES
-
-
 # The command
 
 
@@ -211,10 +206,10 @@ def test_resume_adds_what_is_missing(brief, tmp_path, monkeypatch, capsys):  # n
     whole = Job.run
 
     def interrupted(self):
-        for count, rows in enumerate(whole(self)):
-            measured.append(rows[0]["mode"])
+        for rows in whole(self):
+            measured.extend(row["mode"] for row in rows[:1])
             yield rows
-            if count == 1:
+            if rows and len(measured) == 2:
                 raise KeyboardInterrupt
 
     arguments = (*TIMINGS, "--quick", "--ops", "dropout", "--out", tmp_path)
@@ -250,6 +245,52 @@ def test_resume_elsewhere_is_refused(change, message, tmp_path, capsys):
     (tmp_path / "timings.partial.json").write_text("{")
     assert run_command("--quick", *TIMINGS, "--out", tmp_path, "--resume") == 2
     assert "--resume must be a JSON file of results, got" in capsys.readouterr().err
+
+
+def test_json_only_is_written_as_it_comes(brief, tmp_path, monkeypatch):  # noqa: F811
+    """So that what ends the process, whatever it is, leaves what there was, and the name of what ran."""
+    seen, whole = [], Job.run
+
+    def watched(self):
+        for rows in whole(self):
+            yield rows
+            seen.append(json.loads((tmp_path / "timings.partial.json").read_text()))
+
+    monkeypatch.setattr(Job, "run", watched)
+    arguments = ("--quick", *TIMINGS, "--ops", "dropout", "--json-only", "--out", tmp_path)
+    assert run_command(*arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"timings.json"}
+    assert [len(document["rows"]) for document in seen] == [0, 3, 3, 6, 6, 9]
+    running = [[failure["mode"] for failure in document.get("failed", [])] for document in seen]
+    assert running == [["forward"], [], ["backward"], [], ["both"], []]
+
+
+def test_resume_skips_what_failed_or_did_not_end(brief, tmp_path):  # noqa: F811
+    case = Case("dropout", "forward", (32, 100))
+    failed = [case.describe() | {"provider": "all", "error": failures.DID_NOT_END}]
+    results.write_results(tmp_path, "timings", environment.describe(CPU), [], complete=False, failed=failed)
+    arguments = ("--quick", *TIMINGS, "--ops", "dropout", "--out", tmp_path, "--resume")
+    assert run_command(*arguments) == 1
+    document = json.loads((tmp_path / "timings.json").read_text())
+    assert document["failed"] == failed and {row["mode"] for row in document["rows"]} == {"backward", "both"}
+
+
+def test_a_broken_device_has_a_status_of_its_own(tmp_path, monkeypatch, capsys):
+    def run(self):
+        yield rows_of()
+        raise failures.BrokenDevice("dropout forward 8")
+
+    monkeypatch.setattr(Job, "run", run)
+    assert run_command("--quick", *TIMINGS, "--json-only", "--out", tmp_path) == 3
+    assert "the device is broken after dropout forward 8" in capsys.readouterr().err
+    assert json.loads((tmp_path / "timings.partial.json").read_text())["rows"]
+
+
+def test_short_table(brief, tmp_path):  # noqa: F811
+    assert run_command("--quick", "--only", "short", "--device", "cpu", "--json-only", "--out", tmp_path) == 0
+    rows = json.loads((tmp_path / "short.json").read_text())["rows"]
+    assert {(row["op"], row["mode"]) for row in rows} == {(op, mode) for op in short.OPS for mode in MODES[:2]}
+    assert {row["provider"] for row in rows} == {"torch", "fastreg", "copy"}
 
 
 def test_fail_if_slower(brief, tmp_path, monkeypatch, capsys):  # noqa: F811

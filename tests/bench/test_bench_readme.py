@@ -34,6 +34,28 @@ def root(tmp_path):
     return tmp_path
 
 
+def test_a_gpu_has_one_table_one_chart_and_what_failed(root):
+    """The short table where there is no other, also of a run that was cut short."""
+    folder = root / readme.RESULTS / "gpu"
+    folder.mkdir()
+    gpu = ENVIRONMENT | {"device": "Gauge", "backend": "cuda", "cuda": "13", "cudnn": 9}
+    rows = [row | {"contention": 0.0} for row in rows_of(Case("dropout", "forward", (7,)), torch=[2.0])]
+    results.write_results(folder, "short", gpu, rows, complete=False, suffixes=["json"])
+    phases = {"tests": {"status": "failed", "failed": ["test_cuda.py: 1 failed: test_a"]}}
+    phases |= {"bench": {"status": "done", "failed": ["cudnn: dropout"]}, "build": {"status": "done", "failed": []}}
+    (folder / "gpu_check.json").write_text(json.dumps({"device": "Gauge", "phases": phases}))
+    assert [path.name for path in redraw.redraw(folder)] == ["short.png"]
+    text = readme.write(EMPTY, root)
+    assert "| dropout 7 fp32 | 2.0 |" in text and f"]({readme.RESULTS}/gpu/short.png)" in text
+    assert "**Gauge · CUDA 13, cuDNN 9 · torch 2.0 · fastreg 1** (partial: interrupted)" in " ".join(text.split())
+    assert "phases: 1 failed, 2 done. What failed there: [gpu_check.json]" in " ".join(text.split())
+    assert "- test_cuda.py: 1 failed: test_a\n- cudnn: dropout\n" in text
+    results.write_results(folder, "timings", gpu, [row | {"shape": "8"} for row in rows], complete=True)
+    assert [path.name for path in redraw.redraw(folder)] == ["timings.png"]
+    text = readme.write(EMPTY, root)
+    assert "| dropout 8 fp32 | 2.0 |" in text and "dropout 7" not in text
+
+
 def test_readme_is_up_to_date(capsys):
     assert readme.main(["--check"]) == 0, "run python -m bench.readme"
 

@@ -126,6 +126,7 @@ def test_both_sides_compute_the_same(op):
 
 
 def test_absent_providers_are_told(monkeypatch):
+    inductor = dict(providers.PROVIDERS)
     missing = Provider("missing", TORCH.layer, module="no_such_module")
     monkeypatch.setattr(providers, "PROVIDERS", {p.name: p for p in (TORCH, missing, FASTREG)})
     found, absent = providers.choose(None)
@@ -135,6 +136,12 @@ def test_absent_providers_are_told(monkeypatch):
     assert providers.choose(["fastreg"]) == ([FASTREG], {})
     with pytest.raises(ValueError, match="--providers must be installed: missing: cannot import no_such_module"):
         providers.choose(["missing"])
+    optional = Provider("optional", TORCH.layer, option="no.such_option", by_name=True)
+    assert "has no such option of inductor: no.such_option" in optional.absence()
+    for name in ("compile_cooperative", "compile_aligned_random"):
+        assert inductor[name].absence() is None
+    monkeypatch.setattr(providers, "PROVIDERS", {p.name: p for p in (TORCH, optional, FASTREG)})
+    assert providers.choose(None) == ([TORCH, FASTREG], {})  # what takes long to prepare is not even looked for
 
 
 def test_who_is_timed_where():
@@ -144,11 +151,16 @@ def test_who_is_timed_where():
     image = (32, 64, 56, 56)
     norm = Case("batch_norm", "both", image)
     assert names(norm, CPU) == ["torch", "compile", "inplace_abn", "fastreg"]
-    assert names(norm) == ["torch", "torch_without_cudnn", "compile", "inplace_abn", "fastreg"]
+    assert names(norm) == [
+        *("torch", "torch_without_cudnn", "compile", "inplace_abn", "compile_cooperative", "flag_gems", "fastreg")
+    ]
+    half = Case("batch_norm", "both", image, torch.bfloat16, "channels_last")
+    assert {"cudnn", "helion"} <= set(names(half)) and "cudnn" not in names(norm)
     assert "apex" in names(Case("batch_norm_add_relu", "both", image, torch.float16, "channels_last"))
     assert names(Case("batch_norm", "forward", image), CPU) == ["torch", "inplace_abn", "fastreg"]
     assert "compile" in names(Case("dropout", "forward", image), CPU, everything=True)
-    assert names(Case("dropout", "both", (8,))) == ["torch", "triton", "fastreg"]
+    drawn = ["torch", "triton", "compile_aligned_random", "flag_gems", "helion", "fastreg"]
+    assert names(Case("dropout", "both", (8,))) == drawn
     with providers.PROVIDERS["torch_without_cudnn"].settings():
         assert not torch.backends.cudnn.enabled
     with TORCH.settings():
@@ -255,7 +267,7 @@ def test_compiled_code_is_timed_compiled(brief, monkeypatch):  # noqa: F811
 def test_job_leaves_out_what_is_done(brief):  # noqa: F811
     some = [Case("dropout", mode, (8,)) for mode in ("forward", "backward", "both")]
     job = Job(some, [TORCH, FASTREG], CPU, done={some[1].key})
-    assert [rows[0]["mode"] for rows in job.run()] == ["forward", "both"]
+    assert [row["mode"] for rows in job.run() for row in rows if row["provider"] == "copy"] == ["forward", "both"]
 
 
 # Memory
@@ -303,6 +315,30 @@ assert torch.equal(y, x.grad), "backward draws another mask"
 assert 0.7 < (y != 0).double().mean() < 0.8
 assert torch.allclose(y[y != 0], torch.tensor(4 / 3))
 """
+
+
+HELION = """
+import torch
+from bench.timings.helion_layers import HelionBatchNorm, HelionDropout
+x, dy = torch.randn(64, 48, requires_grad=True), torch.randn(64, 48)
+results = []
+for layer in (HelionBatchNorm(48), torch.nn.BatchNorm1d(48)):
+    y = layer(x)
+    results.append((y, *torch.autograd.grad(y, [x, *layer.parameters()], dy)))
+torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+x = torch.ones(3000, requires_grad=True)
+y = HelionDropout(0.25)(x)
+y.sum().backward()
+assert torch.equal(y, x.grad), "backward draws another mask"
+assert 0.7 < (y != 0).double().mean() < 0.8
+"""
+
+
+@pytest.mark.helion
+def test_helion_layers():
+    """In Helion's interpreter, on the CPU."""
+    environ = os.environ | {"HELION_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", HELION], cwd=ROOT, env=environ, check=True)
 
 
 @pytest.mark.triton

@@ -8,8 +8,9 @@
 
 namespace testing {
 
+// Tests of one file are a group: main()'s --group NAME takes the file's name without its ending.
 struct Test {
-  Test(const char* name, std::function<void()> body);
+  Test(const char* name, std::function<void()> body, const char* file = __builtin_FILE());
 };
 
 // Reports the message where the condition does not hold. Returns the condition.
@@ -32,6 +33,9 @@ struct CutShort : std::runtime_error {
 
 // Says what the tests run on; false where they cannot run. On a GPU: tests/on_device.
 bool can_run();
+
+// What a test has left the device in that no later test can recover from; "" if nothing. On a GPU: tests/on_device.
+std::string broken();
 
 // A line of the test's output: counts and tables that are worth a look when all is well.
 void note(const std::string& line);

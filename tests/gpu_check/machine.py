@@ -20,13 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ["csrc", "fastreg", "tests", "bench", "setup.py", "pyproject.toml", "CMakeLists.txt"]
 SUFFIXES = {".py", ".h", ".cpp", ".cu", ".cuh", ".inl", ".txt", ".toml", ".tsv"}
 NOT_SOURCES = [ROOT / "bench/results", ROOT / "bench/out"]
+SECONDS_TO_ANSWER = 60
 
 
 def ask(*command, environ=None):
     """(exit status, stdout, stderr) of a short command in the project's folder; status None where it cannot run."""
     try:
         done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, cwd=ROOT, env=environ, timeout=120
+            list(map(str, command)), capture_output=True, text=True, cwd=ROOT, env=environ, timeout=SECONDS_TO_ANSWER
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, "", str(error)
@@ -54,32 +55,28 @@ def probe():
     return json.loads(out.splitlines()[-1])
 
 
-def driver():
-    """What nvidia-smi says of each GPU, in its own words; [] where there is none."""
-    fields = ["name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory", "power.limit"]
-    fields += ["ecc.mode.current", "persistence_mode", "utilization.gpu", "memory.used"]
-    status, out, _ = ask("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
-    rows = [line.split(", ") for line in out.splitlines()] if status == 0 else []
-    return [dict(zip(fields, row, strict=False)) for row in rows]
-
-
 def slug(name):
     """NVIDIA H200 -> nvidia-h200"""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def describe_sources():
-    """commit (None without git), modified: whether the files differ from it, fingerprint: of the files themselves."""
+def fingerprint(names):
+    """Twelve digits that change with any source file among these files and folders."""
     digest = hashlib.sha256()
-    for path in sorted(path for name in SOURCES for path in [ROOT / name, *(ROOT / name).rglob("*")]):
+    for path in sorted(path for name in names for path in [ROOT / name, *(ROOT / name).rglob("*")]):
         if path.suffix in SUFFIXES and path.is_file() and not any(path.is_relative_to(f) for f in NOT_SOURCES):
             digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def describe_sources():
+    """commit (None without git), modified: whether the files differ from it, fingerprint: of the files themselves."""
     status, commit, _ = ask("git", "rev-parse", "HEAD")
     _, changes, _ = ask("git", "status", "--porcelain", "--", *SOURCES, ":!bench/results")
     return {
         "commit": commit.strip() if status == 0 else None,
         "modified": bool(changes.strip()) if status == 0 else None,
-        "fingerprint": digest.hexdigest()[:12],
+        "fingerprint": fingerprint(SOURCES),
     }
 
 
@@ -92,8 +89,7 @@ def requirements(extra):
 
 def missing(names):
     """What is missing of packages or programs, and how to get it; None where all are there."""
-    path = child_environ()["PATH"]
-    absent = [name for name in dict.fromkeys(names) if not _installed(name) and not shutil.which(name, path=path)]
+    absent = [name for name in dict.fromkeys(names) if not is_there(name)]
     if not absent:
         return None
     listed = " ".join(absent)
@@ -103,11 +99,12 @@ def missing(names):
     )
 
 
-def _installed(name):
+def is_there(name):
+    """As a package or a program."""
     try:
         return bool(metadata.version(name))
     except metadata.PackageNotFoundError:
-        return False
+        return shutil.which(name, path=child_environ()["PATH"]) is not None
 
 
 @functools.cache
@@ -117,6 +114,12 @@ def find_toolkit():
         return runpy.run_path(str(ROOT / "setup.py"), run_name="fastreg_setup")["find_toolkit"](os.environ)
     except ImportError:  # no setuptools: those who build say so
         return None
+
+
+def find_nvcc():
+    """nvcc itself, or None."""
+    toolkit = find_toolkit()
+    return toolkit / "bin/nvcc" if toolkit else None
 
 
 def find_sanitizer():

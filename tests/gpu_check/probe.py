@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sysconfig
 
 import torch
 
@@ -13,6 +14,8 @@ def describe():
         "backend": "cpu",
         "device": cpu_model(),
         "cpu": cpu_model(),
+        "machine": platform.machine(),
+        "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
         "python": platform.python_version(),
         "platform": " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
         "torch": torch.__version__,
@@ -20,6 +23,7 @@ def describe():
     }
     if not torch.cuda.is_available():
         return found
+    torch.ones(1, device="cuda").sum().item()  # the driver and torch fit each other, or this says why they do not
     properties = torch.cuda.get_device_properties(0)
     return found | {
         "backend": "cuda",

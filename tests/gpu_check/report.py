@@ -1,4 +1,5 @@
-"""gpu_check.json: what each phase gave, written whenever one has ended."""
+"""gpu_check.json and logs.txt: what each phase and its units gave, written at once, so that a run that is cut off at
+any second leaves what it had."""
 
 from __future__ import annotations
 
@@ -6,20 +7,29 @@ import datetime
 import json
 import os
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 from tests.gpu_check.machine import ROOT
 
-MOST_FILES = 8
+MOST_FILES, MOST_BYTES = 8, 16 << 20
+LOGS_BYTES = 12 << 20  # of all logs together
 FIRST_LINES, LAST_LINES, LINE_LENGTH = 5, 40, 200
+RUNNING = "running"
+
+
+def shortened(text):
+    """Without the paths of this machine."""
+    for path, short in ((ROOT, "."), (sysconfig.get_path("purelib"), "site-packages"), (Path.home(), "~")):
+        if str(path) != "/":
+            text = text.replace(str(path), short)
+    return text
 
 
 def trimmed(log):
-    """The first and last lines of a log, without the paths of this machine."""
-    for path, short in ((ROOT, "."), (sysconfig.get_path("purelib"), "site-packages"), (Path.home(), "~")):
-        if str(path) != "/":
-            log = log.replace(str(path), short)
+    """The first and last lines of a log."""
     # A progress bar writes one line over and over.
+    log = shortened(log)
     lines = [line.rstrip().rsplit("\r", 1)[-1][:LINE_LENGTH] for line in log.rstrip().split("\n")] if log else []
     left_out = len(lines) - FIRST_LINES - LAST_LINES
     if left_out <= 0:
@@ -28,10 +38,12 @@ def trimmed(log):
 
 
 class Report:
-    """The results in a folder, of one device. A phase counts as done with these sources and this torch alone."""
+    """The results in a folder, of one device. What is done counts with these sources and this torch alone.
+
+    problem: why they could not be written, or None; what is not on disk then is kept, and written with what follows."""
 
     def __init__(self, folder, device, torch, sources):
-        self.folder = folder
+        self.folder, self.problem = folder, None
         self._now = {**sources, "torch": torch}
         self._path = folder / "gpu_check.json"
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,43 +54,128 @@ class Report:
         if self._document["device"] != device:
             raise ValueError(f"{folder} holds results of {self._document['device']}, and this is {device}")
 
-    def record(self, name, outcome, seconds, log):
-        """Set a phase's result, and write the file: whole or not at all."""
-        finished = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        self._document["phases"][name] = {
+    def begin(self, phase, keep):
+        """keep: of a phase that was begun before, what is done with these sources."""
+        units = self._phase(phase)["units"] if keep and phase in self._document["phases"] else {}
+        units = {name: unit for name, unit in units.items() if unit["status"] == "done" and self._is_current(unit)}
+        self._document["phases"][phase] = {"status": RUNNING, "note": "", "failed": [], **self._now, "units": units}
+
+    def begin_unit(self, phase, unit):
+        """So that the file tells what ran when it was written last."""
+        self._phase(phase)["units"][unit] = {"status": RUNNING, "note": "", **self._now}
+        self._write()
+
+    def record_unit(self, phase, unit, outcome, seconds, log):
+        """Its outcome; the whole log goes to logs.txt, its ends to gpu_check.json where it has failed."""
+        keep = trimmed(log) if outcome.status not in ("done", "left out") else []
+        self._phase(phase)["units"][unit] = {
             "status": outcome.status,
-            "note": outcome.note,
-            "results": outcome.results,
+            "note": shortened(outcome.note),
+            "results": dict(outcome.results),
             "seconds": round(seconds, 1),
-            "finished": finished,
             **self._now,
-            "log": trimmed(log),
+            "log": keep,
         }
+        self._summarise(phase)
+        self._append(f"{phase}: {unit}: {outcome.status}: {outcome.note}", log)
+        self._write()
+
+    def finish(self, phase, seconds):
+        """After its last unit."""
+        record = self._phase(phase)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        record |= {"seconds": round(seconds, 1), "finished": now}
+        record["status"] = _status([unit["status"] for unit in record["units"].values()])
+        self._write()
+
+    def _phase(self, name):
+        return self._document["phases"][name]
+
+    def _summarise(self, phase):
+        """A phase's note and what failed in it, of its units."""
+        record = self._phase(phase)
+        units, counts, failed = record["units"], Counter(), []
+        for name, unit in units.items():
+            prefix = phase if name == phase else f"{phase}: {name}"
+            results = unit.get("results", {})
+            counts.update(results.get("counts", {}))
+            lines = list(results.get("failed", []))
+            if unit["status"] in ("failed", "cut short") and not lines:
+                lines = [unit["note"] if unit["status"] == "failed" else f"{unit['status']}: {unit['note']}"]
+            failed += [f"{prefix}: {line}" for line in lines]
+        if list(units) == [phase]:
+            record["note"] = units[phase]["note"]
+        else:
+            kinds = Counter(unit["status"] for unit in units.values())
+            listed = [f"{count} {status}" for status, count in kinds.items()]
+            record["note"] = "; ".join(
+                filter(None, [", ".join(listed), ", ".join(f"{n} {k}" for k, n in counts.items())])
+            )
+        record["failed"] = failed
+
+    def _append(self, title, log):
+        path = self.folder / "logs.txt"
+        try:
+            if (path.stat().st_size if path.exists() else 0) < LOGS_BYTES:
+                with path.open("a") as file:
+                    file.write(f"=== {title}\n{shortened(log)[-LOGS_BYTES // 8 :]}\n")
+        except OSError as error:
+            self.problem = f"{path}: {error}"
+
+    def _write(self):
+        """Whole or not at all."""
         scratch = self._path.with_suffix(".json.new")
-        scratch.write_text(json.dumps(self._document, indent=1) + "\n")
-        os.replace(scratch, self._path)
+        try:
+            scratch.write_text(json.dumps(self._document, indent=1) + "\n")
+            os.replace(scratch, self._path)
+        except OSError as error:
+            self.problem = f"{self._path}: {error}"
+        else:
+            self.problem = None
 
-    def current(self, name):
-        """The phase's record with these sources, or None."""
-        record = self._document["phases"].get(name)
-        same = record and all(record[name] == self._now[name] for name in ("fingerprint", "torch"))
-        return record if same else None
+    def _is_current(self, record):
+        return all(record[name] == self._now[name] for name in ("fingerprint", "torch"))
 
-    def is_done(self, name):
-        return (self.current(name) or {}).get("status") == "done"
+    def is_done(self, phase, unit=None):
+        """With these sources."""
+        record = self._document["phases"].get(phase)
+        if record and unit:
+            record = record["units"].get(unit)
+        return bool(record) and record["status"] == "done" and self._is_current(record)
 
-    def line(self, name):
-        """What there is of a phase, in one line."""
-        if record := self.current(name):
-            return f"{record['status']}: {name}" + (f": {record['note']}" if record["note"] else "")
-        if record := self._document["phases"].get(name):
-            before = f"{record['status']} on {record['finished'][:10]}, commit {str(record['commit'])[:12]}"
-            return f"not run with these sources: {name} ({before})"
-        return f"not run: {name}"
+    def status(self, phase):
+        """Of what was run with these sources; None where nothing was."""
+        record = self._document["phases"].get(phase)
+        return record["status"] if record and self._is_current(record) else None
 
-    def too_many_files(self):
-        """What is wrong with the number of files, or None."""
-        names = sorted(path.name for path in self.folder.iterdir())
-        if len(names) <= MOST_FILES:
-            return None
-        return f"{self.folder} must hold at most {MOST_FILES} files, got {len(names)}: {', '.join(names)}"
+    def log_of(self, phase, unit):
+        """The ends of a unit's log."""
+        return self._phase(phase)["units"][unit]["log"]
+
+    def lines(self, phase):
+        """What there is of a phase: a line, and one for each thing that failed."""
+        record = self._document["phases"].get(phase)
+        if not record:
+            return [f"not run: {phase}"]
+        if not self._is_current(record):
+            before = f"{record['status']} on {record.get('finished', '?')[:10]}, commit {str(record['commit'])[:12]}"
+            return [f"not run with these sources: {phase} ({before})"]
+        note = f": {record['note']}" if record["note"] else ""
+        failed = record["failed"] if list(record["units"]) != [phase] or len(record["failed"]) > 1 else []
+        return [f"{record['status']}: {phase}{note}", *(f"  - {line}" for line in failed)]
+
+    def too_much(self):
+        """What is wrong with the number and sizes of the files, or None."""
+        sizes = {path.name: path.stat().st_size for path in sorted(self.folder.iterdir())}
+        if len(sizes) > MOST_FILES:
+            return f"{self.folder} must hold at most {MOST_FILES} files, got {len(sizes)}: {', '.join(sizes)}"
+        large = [name for name, size in sizes.items() if size > MOST_BYTES]
+        return f"files in {self.folder} must have at most {MOST_BYTES >> 20} MiB: {', '.join(large)}" if large else None
+
+
+def _status(statuses):
+    """Of a phase, by its units': the worst."""
+    for status in ("failed", "cut short", RUNNING):
+        if status in statuses:
+            return status
+    return "left out" if statuses and set(statuses) == {"left out"} else "done"

@@ -1,90 +1,184 @@
-"""The phases of tests/gpu_check, with fakes in their place, and its command."""
+"""How tests/gpu_check runs phases: order, budget, limits, resumption, interruption. Time and processes are fakes."""
 
-import json
-import sys
-from pathlib import Path
+import errno
+import os
+import signal
 
 import pytest
 
-from tests.gpu_check import __main__ as command
-from tests.gpu_check import machine, report, runner
-from tests.gpu_check.gpu_check_jobs import CPU, GPU, SOURCES, make_job
-from tests.gpu_check.runner import DONE, FAILED, LEFT_OUT, Outcome, Phase
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.gpu_check import report, runner
+from tests.gpu_check.gpu_check_jobs import CPU, GPU, HANGS, SOURCES, FakeSystem, Script, make_job, phase, records, unit
+from tests.gpu_check.runner import SECONDS_TO_END, Run
+from tests.gpu_check.steps import CUT_SHORT, DONE, FAILED, LEFT_OUT, Outcome
 
 
-class Fakes:
-    """Phases that note that they ran, and give what they are told to."""
-
-    def __init__(self):
-        self.ran = []
-
-    def phase(self, name, result=DONE, **options):
-        def run(job):
-            self.ran.append(name)
-            if isinstance(result, BaseException):
-                raise result
-            return Outcome(result, f"note of {name}", {"answer": 42})
-
-        return Phase(name, run, **options)
+def run(phases, job, budget=None):
+    return Run(phases, job, budget, say=lambda line: None).go()
 
 
-@pytest.fixture
-def fakes():
-    return Fakes()
+def statuses(tmp_path):
+    return {name: record["status"] for name, record in records(tmp_path / "results").items()}
 
 
-def records(folder):
-    return json.loads((folder / "results/gpu_check.json").read_text())["phases"]
+# Phases and units
 
 
-def run(phases, job, **options):
-    return runner.run_phases(phases, job, say=lambda line: None, **options)
+def test_a_failure_costs_its_own_unit(tmp_path):
+    def explode(result):
+        raise ZeroDivisionError("by zero")
+
+    system = FakeSystem(("bad", Script(status=3, output="line 1\nline 2\n")))
+    parts = [unit("good"), unit("bad"), unit("broken", judge=explode), unit("last")]
+    assert not run([phase("a", *parts), phase("b")], make_job(tmp_path, system=system))
+    found = records(tmp_path / "results")
+    assert [part["status"] for part in found["a"]["units"].values()] == [DONE, FAILED, FAILED, DONE]
+    assert found["a"]["failed"] == ["a: bad: ended with status 3", "a: broken: ZeroDivisionError: by zero"]
+    assert found["a"]["units"]["bad"]["log"] == ["$ bad", "line 1", "line 2"]
+    assert any("Traceback" in line for line in found["a"]["units"]["broken"]["log"])
+    assert (found["a"]["status"], found["b"]["status"]) == (FAILED, DONE)
 
 
-# Phases
-
-
-def test_a_failure_does_not_stop_the_others(fakes, tmp_path):
-    broken = fakes.phase("b", ZeroDivisionError("by zero"))
-    assert not run([fakes.phase("a", FAILED), broken, fakes.phase("c")], make_job(tmp_path))
-    assert fakes.ran == ["a", "b", "c"]
-    found = records(tmp_path)
-    assert [found[name]["status"] for name in "abc"] == [FAILED, FAILED, DONE]
-    assert found["b"]["note"] == "ZeroDivisionError: by zero"
-    assert any("Traceback" in line for line in found["b"]["log"])
-    assert found["c"]["results"] == {"answer": 42}
-
-
-def test_each_result_is_there_before_the_next_phase(fakes, tmp_path):
+def test_each_result_is_there_at_once(tmp_path):
+    """Also what is running: a run that is cut off at any second leaves what it had."""
     seen = []
-    look = Phase("b", lambda job: seen.append(list(records(tmp_path))) or Outcome(DONE))
-    assert run([fakes.phase("a"), look], make_job(tmp_path))
-    assert seen == [["a"]]
+    look = Script(at_start=lambda command: seen.append(records(tmp_path / "results")["a"]))
+    run([phase("a", unit("one"), unit("two"))], make_job(tmp_path, system=FakeSystem(("two", look))))
+    (record,) = seen
+    assert record["status"] == "running"
+    assert {name: part["status"] for name, part in record["units"].items()} == {"one": DONE, "two": "running"}
+    assert "=== a: one: done" in (tmp_path / "results/logs.txt").read_text()
 
 
-def test_interruption_keeps_what_is_there(fakes, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run([fakes.phase("a"), fakes.phase("b", KeyboardInterrupt()), fakes.phase("c")], make_job(tmp_path))
-    assert fakes.ran == ["a", "b"]
-    found = records(tmp_path)
-    assert (found["a"]["status"], found["b"]["status"], found["b"]["note"]) == (DONE, FAILED, "interrupted")
-    assert run([fakes.phase(name) for name in "abc"], make_job(tmp_path), resume=True)
-    assert fakes.ran == ["a", "b", "b", "c"]
+def test_order_and_company(tmp_path):
+    """A phase begins once those before it have, and what it needs has ended; what is timed is alone."""
+    system = FakeSystem(("long", Script(30)), ("short", Script(10)), ("timed", Script(20)))
+    phases = [phase("long"), phase("short"), phase("user", needs=["short"]), phase("timed", alone=True), phase("last")]
+    assert run(phases, make_job(tmp_path, system=system))
+    assert [(when, name) for when, name in system.started] == [
+        (0, "long"),
+        (0, "short"),
+        (10, "user"),
+        (30, "timed"),
+        (50, "last"),
+    ]
 
 
-def test_resume_skips_what_is_done(fakes, tmp_path):
-    several = [fakes.phase("a"), fakes.phase("b", FAILED), fakes.phase("c", LEFT_OUT)]
+def test_several_units_at_a_time(tmp_path):
+    system = FakeSystem(("", Script(10)))
+    units = [unit(str(number)) for number in range(7)]
+    run([phase("a", *units, workers=lambda job: 3)], make_job(tmp_path, system=system))
+    assert [when for when, _ in system.started] == [0, 0, 0, 10, 10, 10, 20]
+
+
+def test_what_is_needed_must_be_of_these_sources(tmp_path):
+    needs = phase("b", needs=["a"])
+    assert not run([needs], make_job(tmp_path))
+    assert not run([phase("a"), needs], make_job(tmp_path, system=FakeSystem(("a", Script(status=1)))))
+    assert run([phase("a"), needs], make_job(tmp_path))
+    job = make_job(tmp_path, sources=SOURCES | {"fingerprint": "2"})
+    assert not run([needs], job) and job.system.started == []
+    assert records(tmp_path / "results")["b"]["note"] == "needs a, which is not done with these sources"
+
+
+def test_without_a_gpu_it_is_left_out_and_said(tmp_path):
+    job = make_job(tmp_path, CPU)
+    assert run([phase("a"), phase("b", needs_gpu=False)], job)
+    assert statuses(tmp_path) == {"a": LEFT_OUT, "b": DONE}
+    assert job.report.lines("a") == ["left out: a: needs a GPU"] and job.report.lines("c") == ["not run: c"]
+
+
+# Limits and the budget
+
+
+def test_a_unit_that_hangs_costs_its_own_limit(tmp_path):
+    """It may write what it has; if it does not end then, it is killed."""
+    system = FakeSystem(("deaf", Script(HANGS, deaf=HANGS)), ("hangs", Script(HANGS)), ("", Script(5)))
+    units = [unit("deaf", 20), unit("hangs", 20), unit("fine", 20)]
+    assert not run([phase("a", *units), phase("b")], make_job(tmp_path, system=system))
+    found = records(tmp_path / "results")
+    assert found["a"]["failed"] == ["a: deaf: ran past the limit of 20 s", "a: hangs: ran past the limit of 20 s"]
+    assert found["a"]["units"]["fine"]["status"] == DONE and found["b"]["status"] == DONE
+    assert system.interrupted == ["deaf", "hangs"] and system.left == []
+    assert (20 + SECONDS_TO_END, "hangs") in system.started
+
+
+def test_a_phase_keeps_its_limit(tmp_path):
+    system = FakeSystem(("", Script(40)))
+    run([phase("a", *[unit(name) for name in "xyz"]), phase("b")], make_job(tmp_path, system=system))
+    units = records(tmp_path / "results")["a"]["units"]
+    assert [units[name]["status"] for name in "xyz"] == [DONE, DONE, CUT_SHORT]
+    assert statuses(tmp_path)["b"] == DONE
+
+
+@pytest.mark.parametrize("deaf", [0.5, HANGS])
+@pytest.mark.parametrize("budget", [30, 100, 140, 560])
+def test_no_run_is_longer_than_its_budget(tmp_path, budget, deaf):
+    """Though everything hangs."""
+    system = FakeSystem(("", Script(HANGS, deaf=deaf)))
+    phases = [phase("a"), phase("b", unit("x"), unit("y"), share=0.5), phase("c", alone=True)]
+    job = make_job(tmp_path, system=system)
+    run(phases, job, budget)
+    assert system.now() - 1000 <= budget and system.left == []
+    assert set(statuses(tmp_path).values()) <= {FAILED, CUT_SHORT}
+
+
+def test_phases_get_what_is_left_by_their_worth(tmp_path):
+    system = FakeSystem(("", Script(HANGS)))
+    phases = [phase("a", limit=50), phase("b", unit("b", 999), share=0.5, limit=999), phase("c", limit=999)]
+    for one in phases:
+        object.__setattr__(one, "alone", True)
+    assert not run(phases, make_job(tmp_path, system=system), 256)
+    begun = dict((name, when) for when, name in system.started)
+    assert begun["a"] == 0 and 50 <= begun["b"] <= 52  # its limit
+    assert 150 <= begun["c"] <= 152  # half of the 200 s that were left
+    assert statuses(tmp_path) == {"a": FAILED, "b": CUT_SHORT, "c": CUT_SHORT}
+
+
+def test_what_there_is_no_time_for_is_no_failure_and_can_be_resumed(tmp_path):
+    system = FakeSystem(("a", Script(60)))
+    assert run([phase("a"), phase("b", alone=True, least=40)], make_job(tmp_path, system=system), 100)
+    assert statuses(tmp_path) == {"a": DONE, "b": CUT_SHORT}
+    assert "not begun: 32 s are left" in records(tmp_path / "results")["b"]["note"]
+    assert run([phase("a"), phase("b", least=40)], make_job(tmp_path, resume=True))
+    assert statuses(tmp_path) == {"a": DONE, "b": DONE}
+
+
+def test_what_needs_something_that_was_cut_short_has_not_failed(tmp_path):
+    assert run([phase("a", limit=5, least=9), phase("b", needs=["a"])], make_job(tmp_path))
+    assert statuses(tmp_path) == {"a": CUT_SHORT, "b": CUT_SHORT}
+
+
+# Resumption
+
+
+def test_resume_skips_units_that_are_done(tmp_path):
+    several = [phase("a"), phase("b", unit("good"), unit("bad"), unit("slow", 20)), phase("c")]
+    scripts = [("bad", Script(status=1)), ("slow", Script(HANGS))]
+    run(several, make_job(tmp_path, system=FakeSystem(*scripts)))
+    job = make_job(tmp_path, resume=True)
+    assert run(several, job)
+    assert job.system.commands() == ["bad", "slow"]
+    found = records(tmp_path / "results")["b"]
+    assert (found["status"], found["failed"], found["note"]) == (DONE, [], "3 done")
+
+
+def test_what_is_not_begun_again_keeps_what_was_done(tmp_path):
+    several = phase("a", unit("good"), unit("slow", 20))
+    run([several], make_job(tmp_path, system=FakeSystem(("slow", Script(HANGS)))))
+    object.__setattr__(several, "least", 999.0)
+    run([several], make_job(tmp_path, resume=True))
+    units = records(tmp_path / "results")["a"]["units"]
+    assert units["good"]["status"] == DONE and statuses(tmp_path)["a"] == CUT_SHORT
+    object.__setattr__(several, "least", 1.0)
+    job = make_job(tmp_path, resume=True)
+    assert run([several], job) and job.system.commands() == ["slow"]
+
+
+def test_without_resume_all_run_again(tmp_path):
     for _ in range(2):
-        run(several, make_job(tmp_path), resume=True)
-    assert fakes.ran == ["a", "b", "c", "b", "c"]
-
-
-def test_without_resume_all_run_again(fakes, tmp_path):
-    for _ in range(2):
-        run([fakes.phase("a")], make_job(tmp_path))
-    assert fakes.ran == ["a", "a"]
+        job = make_job(tmp_path)
+        run([phase("a")], job)
+        assert job.system.commands() == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -96,170 +190,138 @@ def test_without_resume_all_run_again(fakes, tmp_path):
         (GPU | {"torch": "2.1"}, SOURCES, True),
     ],
 )
-def test_resume_is_for_the_same_sources_and_torch(fakes, tmp_path, found, sources, again):
-    run([fakes.phase("a")], make_job(tmp_path))
-    run([fakes.phase("a")], make_job(tmp_path, found, sources), resume=True)
-    assert fakes.ran == ["a", "a"] if again else fakes.ran == ["a"]
+def test_resume_is_for_the_same_sources_and_torch(tmp_path, found, sources, again):
+    run([phase("a", unit("x"), unit("y"))], make_job(tmp_path))
+    job = make_job(tmp_path, found, sources, resume=True)
+    run([phase("a", unit("x"), unit("y"))], job)
+    assert job.system.commands() == (["x", "y"] if again else [])
 
 
-def test_resume_misses_products(fakes, tmp_path):
+def test_resume_misses_products(tmp_path):
+    """As on a machine that is a fresh one, with the results of another."""
     product = tmp_path / "product"
-    phase = fakes.phase("a", products=lambda job: [product])
     product.touch()
-    for _ in range(2):
-        run([phase], make_job(tmp_path), resume=True)
-    assert fakes.ran == ["a"]
-    product.unlink()
-    run([phase], make_job(tmp_path), resume=True)
-    assert fakes.ran == ["a", "a"]
+    build = phase("a", products=lambda job: [product])
+    for gone in (False, False, True):
+        product.unlink() if gone else None
+        job = make_job(tmp_path, resume=True)
+        run([build], job)
+    assert job.system.commands() == ["a"]
 
 
-def test_what_is_needed_must_be_of_these_sources(fakes, tmp_path):
-    user = fakes.phase("b", needs=["a"])
-    assert not run([user], make_job(tmp_path))
-    assert not run([fakes.phase("a", FAILED), user], make_job(tmp_path))
-    assert run([fakes.phase("a"), user], make_job(tmp_path))
-    assert not run([user], make_job(tmp_path, sources=SOURCES | {"fingerprint": "2"}))
-    assert fakes.ran == ["a", "a", "b"]
-    assert "needs a" in records(tmp_path)["b"]["note"]
+# Interruption
 
 
-def test_without_a_gpu_it_is_left_out_and_said(fakes, tmp_path):
-    job = make_job(tmp_path, CPU)
-    assert run([fakes.phase("a"), fakes.phase("b", needs_gpu=False)], job)
-    assert fakes.ran == ["b"]
-    assert job.report.line("a") == "left out: a: needs a GPU"
-    assert job.report.line("c") == "not run: c"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_and_keeps_what_there_is(tmp_path, number):
+    system = FakeSystem(("deaf", Script(HANGS, deaf=HANGS)), ("slow", Script(HANGS)))
+    job = make_job(tmp_path, system=system)
+    parts = [unit("quick"), unit("deaf", 90), unit("slow", 90), unit("never")]
+    going = Run([phase("a", *parts, workers=lambda job: 2), phase("b")], job, say=lambda line: None)
+    system.during[30] = lambda: setattr(going, "stopped_by", number)
+    assert not going.go()
+    assert system.left == [] and system.now() - 1000 < 30 + SECONDS_TO_END + 1
+    units = records(tmp_path / "results")["a"]["units"]
+    kinds = {name: part["status"] for name, part in units.items()}
+    assert kinds == {"quick": DONE, "deaf": CUT_SHORT, "slow": CUT_SHORT, "never": CUT_SHORT}
+    assert f"interrupted by {number.name}" in units["slow"]["note"] and statuses(tmp_path)["b"] == DONE
 
 
-def test_results_of_other_sources_are_not_presented_as_of_these(fakes, tmp_path):
-    run([fakes.phase("a")], make_job(tmp_path))
-    line = make_job(tmp_path, sources=SOURCES | {"fingerprint": "2"}).report.line("a")
+# Full disks
+
+
+def test_a_full_disk_is_named_and_the_others_run(tmp_path, monkeypatch):
+    system = FakeSystem(("full", Script(status=1)))
+    system.free = 1 << 20
+    assert not run([phase("full"), phase("b")], make_job(tmp_path, system=system))
+    assert records(tmp_path / "results")["full"]["note"] == "ended with status 1; the disk is full"
+    assert statuses(tmp_path)["b"] == DONE
+
+
+def test_a_log_that_cannot_be_written_costs_its_unit(tmp_path):
+    job = make_job(tmp_path)
+    (job.work / "logs").mkdir()
+    (job.work / "logs/a").touch()  # where a folder should be
+    assert not run([phase("a"), phase("b")], job)
+    assert statuses(tmp_path) == {"a": FAILED, "b": DONE}
+    assert "Error" in records(tmp_path / "results")["a"]["note"]
+
+
+def test_results_that_cannot_be_written_are_kept_and_written_later(tmp_path, monkeypatch):
+    replace, full = os.replace, [True]
+
+    def refuse(*paths):
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(*paths)
+
+    monkeypatch.setattr(report.os, "replace", refuse)
+    job = make_job(tmp_path)
+    assert run([phase("a")], job)
+    assert "No space left on device" in job.report.problem and job.report.lines("a") == ["done: a: ended with status 0"]
+    full[0] = False
+    assert run([phase("b")], job)
+    assert job.report.problem is None and statuses(tmp_path) == {"a": DONE, "b": DONE}
+
+
+# The report
+
+
+def test_results_of_other_sources_are_not_presented_as_of_these(tmp_path):
+    run([phase("a")], make_job(tmp_path))
+    (line,) = make_job(tmp_path, sources=SOURCES | {"fingerprint": "2"}).report.lines("a")
     assert line.startswith("not run with these sources: a (done on") and "c0ffee" in line
 
 
-def test_a_folder_is_of_one_device(fakes, tmp_path):
-    run([fakes.phase("a")], make_job(tmp_path))
+def test_a_folder_is_of_one_device(tmp_path):
+    run([phase("a")], make_job(tmp_path))
     with pytest.raises(ValueError, match="holds results of Abacus 9000, and this is Slide Rule"):
         make_job(tmp_path, CPU)
 
 
-def test_number_of_files_is_limited(tmp_path):
+def test_number_and_sizes_of_files_are_limited(tmp_path, monkeypatch):
     job = make_job(tmp_path)
     for number in range(report.MOST_FILES):
         (job.report.folder / f"{number}.csv").touch()
-    assert job.report.too_many_files() is None
+    assert job.report.too_much() is None
     (job.report.folder / "one more").touch()
-    assert "one more" in job.report.too_many_files()
+    assert "one more" in job.report.too_much()
+    (job.report.folder / "one more").unlink()
+    (job.report.folder / "0.csv").write_text("12345")
+    monkeypatch.setattr(report, "MOST_BYTES", 4)
+    assert job.report.too_much().endswith("MiB: 0.csv")
 
 
-def test_the_files_that_phases_write_are_few_enough():
-    timings = {f"timings{partial}.{suffix}" for partial in ("", ".partial") for suffix in ("json", "csv", "png")}
-    assert len(timings | {"gpu_check.json"}) <= report.MOST_FILES
+def test_logs_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "LOGS_BYTES", 800)
+    job = make_job(tmp_path)
+    job.report.begin("a", keep=False)
+    for number in range(50):
+        job.report.record_unit("a", str(number), Outcome(DONE), 1, "x" * 500)
+    text = (tmp_path / "results/logs.txt").read_text()
+    assert len(text) < 1000 and text.startswith("=== a: 0: done: \n" + "x" * 100 + "\n")
 
 
-# Commands
-
-
-def test_a_command_is_stopped_at_the_limit_and_may_finish(tmp_path):
-    code = "import time\nprint('begun', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('kept')"
+def test_of_a_long_output_the_end_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "LONGEST_OUTPUT", 9)
     seen = []
-    phase = Phase("a", lambda job: seen.append(job.command(sys.executable, "-c", code)) or Outcome(DONE))
-    run([phase], make_job(tmp_path, seconds=1))
-    assert seen == [(None, "begun\nkept\n")]
+    judge = unit("a", judge=lambda result: seen.append(result.output) or Outcome(DONE))
+    run([phase("a", judge)], make_job(tmp_path, system=FakeSystem(("a", Script(output="x" * 99 + "\nthe end\n")))))
+    assert seen == ["\nthe end\n"]
 
 
-def test_a_command_that_does_not_end_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "SECONDS_TO_END", 0.2)
-    seen = []
-    phase = Phase(
-        "a", lambda job: seen.append(job.command("sh", "-c", "trap '' INT; sleep 3; echo late")) or Outcome(DONE)
-    )
-    run([phase], make_job(tmp_path, seconds=0.2))
-    assert seen == [(None, "")]
-
-
-def test_a_command_sees_the_environment_that_it_is_given(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTREG_EXPECT", "cpu")
-    seen = []
-    code = "import os; print(os.environ.get('FASTREG_EXPECT'))"
-    for environ in ({}, {"FASTREG_EXPECT": "cuda"}):
-        phase = Phase(
-            "a", lambda job, e=environ: seen.append(job.command(sys.executable, "-c", code, **e)) or Outcome(DONE)
-        )
-        run([phase], make_job(tmp_path))
-    assert seen == [(0, "None\n"), (0, "cuda\n")]
+def test_counts_are_added_up(tmp_path):
+    units = [
+        unit(name, judge=lambda result, n=n: Outcome(DONE, "", {"counts": {"passed": n, "skipped": 1}}))
+        for n, name in enumerate(("x", "y", "z"))
+    ]
+    run([phase("a", *units)], make_job(tmp_path))
+    assert records(tmp_path / "results")["a"]["note"] == "3 done; 3 passed, 3 skipped"
 
 
 def test_logs_are_trimmed():
-    log = f"first {ROOT}/x\n" + "\n".join(map(str, range(500))) + "\n1 of 2\r2 of 2\n" + "x" * 1000 + "\n"
+    log = f"first {report.ROOT}/x\n" + "\n".join(map(str, range(500))) + "\n1 of 2\r2 of 2\n" + "x" * 1000 + "\n"
     lines = report.trimmed(log)
     assert lines[0] == "first ./x" and lines[-2] == "2 of 2" and lines[-1] == "x" * report.LINE_LENGTH
     assert len(lines) == report.FIRST_LINES + report.LAST_LINES + 1 and "... 458 lines ..." in lines
     assert report.trimmed("") == [] and report.trimmed("a\nb\n") == ["a", "b"]
-
-
-# The command
-
-
-@pytest.fixture
-def main(fakes, monkeypatch, tmp_path):
-    """main() with fake phases of which one is in a group; found can be set."""
-
-    def call(*argv, found=GPU, group=DONE, last=DONE):
-        several = [fakes.phase("a"), fakes.phase("b.one", group), fakes.phase("b.two"), fakes.phase("c", last)]
-        monkeypatch.setattr(command, "PHASES", several)
-        monkeypatch.setattr(machine, "probe", lambda: found)
-        monkeypatch.setattr(machine, "ROOT", tmp_path)
-        return command.main(list(argv))
-
-    return call
-
-
-def test_exit_status_and_summary(main, fakes, capsys):
-    assert main(group=FAILED) == 1
-    assert fakes.ran == ["a", "b.one", "b.two", "c"]
-    assert {"done: a: note of a", "failed: b.one: note of b.one"} <= set(capsys.readouterr().out.splitlines())
-    assert main("--resume") == 0
-    assert fakes.ran[4:] == ["b.one"]
-    assert main(last=KeyboardInterrupt()) == 130
-
-
-def test_a_phase_or_a_group_by_name(main, fakes, capsys):
-    assert main("--phase", "b", "--phase", "a") == 0
-    assert fakes.ran == ["a", "b.one", "b.two"]
-    assert "not run: c" in capsys.readouterr().out.splitlines()
-    assert main("--phase", "b.two") == 0
-    assert fakes.ran[3:] == ["b.two"]
-    with pytest.raises(SystemExit):
-        main("--phase", "no such")
-
-
-def test_a_machine_without_a_gpu_ends_well_and_names_each_phase(main, tmp_path, capsys):
-    assert main(found=CPU) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert all(f"left out: {name}: needs a GPU" in lines for name in ("a", "b.one", "b.two", "c"))
-    assert [path.name for path in (tmp_path / "bench/results").iterdir()] == ["cpu-slide-rule"]
-
-
-def test_too_many_files_fail(main, tmp_path, capsys):
-    folder = tmp_path / "bench/results/abacus-9000"
-    folder.mkdir(parents=True)
-    for number in range(report.MOST_FILES):
-        (folder / str(number)).touch()
-    assert main() == 1
-    assert "at most 8 files, got 9" in capsys.readouterr().err
-
-
-def test_without_torch_there_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(machine, "ask", lambda *command, **options: (1, "", "Traceback\nModuleNotFoundError: torch"))
-    assert command.main([]) == 1
-    assert "ModuleNotFoundError: torch" in capsys.readouterr().err
-
-
-def test_probe_describes_this_machine():
-    import torch
-
-    found = machine.probe()
-    assert found["torch"] == torch.__version__
-    assert found["backend"] == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -53,6 +53,22 @@ def test_on_device_planted(selftest):
     assert output.endswith("5 tests, 5 failed, 0 cut short\n")
 
 
+def test_a_kernel_that_faults_ends_the_program_and_is_named(selftest):
+    status, output = selftest("fatal")
+    lines = output.splitlines()
+    assert status == 1 and lines[1] == "running fatal: a kernel that faults"
+    assert lines[-2:] == [
+        "the device is broken after fatal: a kernel that faults: an error",
+        "1 tests, 1 failed, 0 cut short",
+    ]
+    assert "after the fatal one" not in output
+
+
+def test_a_file_is_a_group(selftest):
+    assert selftest("--group", "selftest_no")[1].endswith("0 tests, 0 failed, 0 cut short\n")
+    assert "running planted: a write past the end\n" in selftest("--group", "selftest")[1]
+
+
 def test_on_device_without_a_device(selftest):
     status, output = selftest(FAKE_NO_DEVICE="1")
     assert status == 77 and output.startswith("no CUDA device, nothing has been tested")

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 import fastreg
 from fastreg import functional as F
 from fastreg import nn
-from tests.common import DEVICES
+from tests.common import DEVICES, replay_as_traced
 
 devices = pytest.mark.parametrize("device", DEVICES)
 
@@ -60,11 +60,12 @@ def test_every_module(device, dynamic, steps):
     model = compiled(other, dynamic=dynamic)
     for size, training in steps:
         x = torch.randn(size, 4, 2, 6, device=device)
-        results = []
-        for m in (eager, model):
-            m.train(training)
-            torch.manual_seed(size)
-            results.append(step(m, x))
+        eager.train(training)
+        model.train(training)
+        with replay_as_traced(eager, x, size):
+            expected = step(eager, x)
+        torch.manual_seed(size)
+        results = expected, step(model, x)
         # Activations differ from the compiler's decompositions of them by rounding.
         torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
         assert torch.equal(results[0][0] == 0, results[1][0] == 0)
@@ -72,15 +73,14 @@ def test_every_module(device, dynamic, steps):
 
 @devices
 def test_inductor_with_fallback_random(device):
-    """After manual_seed alone, eager and compiled code draw the same masks, as torch's own dropout does then."""
+    """After manual_seed alone, compiled code draws the masks of its states, as torch's own dropout does then."""
     model = torch.nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.4), nn.DropPath(0.2)).to(device)
     x = torch.randn(16, 8, device=device)
     with torch._inductor.config.patch(fallback_random=True):
-        results = []
-        for m in (model, compiled(model, "inductor")):
-            torch.manual_seed(3)
-            results.append(m(x) != 0)
-    assert torch.equal(*results) and not results[0].all()
+        with replay_as_traced(model, x, 3):
+            expected = model(x) != 0
+        torch.manual_seed(3)
+        assert torch.equal(compiled(model, "inductor")(x) != 0, expected) and not expected.all()
 
 
 @devices

@@ -13,7 +13,8 @@ struct cudaDeviceProp {
 
 namespace fake {
 inline int devices = 1;
-inline cudaError_t error = cudaSuccess;  // what a kernel has left behind; lost at the first look, as on a device
+inline cudaError_t error = cudaSuccess;   // what a kernel has left behind; lost at the first look, as on a device
+inline cudaError_t sticky = cudaSuccess;  // has ended the context: returned from then on, however often it is read
 inline size_t uploads = 0, downloads = 0;
 }  // namespace fake
 
@@ -21,9 +22,9 @@ inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaS
 inline cudaError_t cudaGetLastError() {
   const cudaError_t error = fake::error;
   fake::error = cudaSuccess;
-  return error;
+  return fake::sticky != cudaSuccess ? fake::sticky : error;
 }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() { return fake::sticky; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = fake::devices, cudaSuccess; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { return *p = {"fake", 1, 2}, cudaSuccess; }
 inline cudaError_t cudaMalloc(void** memory, size_t bytes) {

@@ -1,8 +1,11 @@
-// Tests of tests/on_device itself, on the fake runtime beside this file. The tests named "planted" must fail.
+// Tests of tests/on_device itself, on the fake runtime beside this file. The tests named "planted" must fail, the one
+// named "fatal" ends the program, the one named "endless" never ends.
 #include <cuda_runtime_api.h>
 
+#include <chrono>
 #include <cstdint>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #include "host_executor/buffer.h"
@@ -97,6 +100,15 @@ const testing::Test wrong("planted: a wrong value, counted or not", [] {
   host_executor::Options options;
   options.count = true;
   host_executor::run(options, [] {});
+});
+
+const testing::Test fatal("fatal: a kernel that faults", [] {
+  const auto result = run([] { fake::sticky = cudaErrorIllegalAddress; });
+  expect(result.ok(), result.message());
+});
+const testing::Test after_fatal("after the fatal one: not reached", [] {});
+const testing::Test endless("endless: a kernel that never ends", [] {
+  for (;;) std::this_thread::sleep_for(std::chrono::seconds(1));
 });
 
 }  // namespace
