@@ -41,7 +41,8 @@ def _run(job, name, seconds):
             resume = False
             continue
         if not new:
-            return Outcome(FAILED, f"bench {result.ended} and wrote nothing")
+            said = "".join(result.output.strip().splitlines()[-1:])
+            return Outcome(FAILED, f"bench {result.ended} and wrote nothing" + (f": {said[:200]}" if said else ""))
         document = json.loads(new[0].read_text())
         progress = len(document.get("rows", document.get("runs", []))) + len(document.get("failed", []))
         died = result.status not in (None, 0, 130) and not document["complete"]

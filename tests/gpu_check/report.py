@@ -100,7 +100,8 @@ class Report:
             results = unit.get("results", {})
             counts.update(results.get("counts", {}))
             lines = list(results.get("failed", []))
-            if unit["status"] in ("failed", "cut short") and not lines:
+            begun = name == phase or "not begun" not in unit["note"]  # the others are counted
+            if unit["status"] in ("failed", "cut short") and begun and not lines:
                 lines = [unit["note"] if unit["status"] == "failed" else f"{unit['status']}: {unit['note']}"]
             failed += [f"{prefix}: {line}" for line in lines]
         if list(units) == [phase]:

@@ -105,8 +105,9 @@ def test_a_unit_that_hangs_costs_its_own_limit(tmp_path):
 def test_a_phase_keeps_its_limit(tmp_path):
     system = FakeSystem(("", Script(40)))
     run([phase("a", *[unit(name) for name in "xyz"]), phase("b")], make_job(tmp_path, system=system))
-    units = records(tmp_path / "results")["a"]["units"]
-    assert [units[name]["status"] for name in "xyz"] == [DONE, DONE, CUT_SHORT]
+    found = records(tmp_path / "results")["a"]
+    assert [found["units"][name]["status"] for name in "xyz"] == [DONE, DONE, CUT_SHORT]
+    assert found["failed"] == ["a: z: cut short: ran past the limit of 100 s"]
     assert statuses(tmp_path)["b"] == DONE
 
 
