@@ -62,7 +62,8 @@ def batch_norm_act(
         rng_state (Tensor, optional): as in :func:`dropout`.
 
     Returns:
-        Tensor[N, C, ...]: of the input's dtype and memory format.
+        Tensor[N, C, ...]: of the input's dtype, and strides as :func:`batch_norm` has them, in whose order dropout
+            numbers elements.
 
     Raises:
         ValueError: an unknown activation, p not in [0, 1], residual of another shape; and as :func:`batch_norm`.
