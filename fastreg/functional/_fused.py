@@ -214,7 +214,7 @@ def act_dropout(
         rng_state = _state(input, p, rng_state, draws=True)
         if p and rng_state is None:
             return ops.act_dropout.seeded(input, bias, *settings, residual, dims)[0]
-        strides = reference.dropout.empty_result_like(input, elements=False).stride() if is_compiling() else None
+        strides = reference.dropout.empty_elementwise_like(input).stride() if is_compiling() else None
         return ops.act_dropout.given(input, bias, *settings, rng_state, residual, dims, strides)
     output = _activation.apply(act, input if bias is None else input + bias, act_weight)
     if drop_path:
