@@ -151,9 +151,13 @@ class DropoutOperators {
     Tensor residual_;
   };
 
-  // Torch's CUDA kernel, which is for dropout of elements without a transform, keeps the strides of any dense input.
-  static Tensor new_output(const Tensor& input, const MaybeDoubles& transform) {
-    if (input.is_cuda() && !transform && input.is_non_overlapping_and_dense())
+  // Torch's CUDA kernel, which is for dropout of elements without a transform, keeps the strides of any dense input,
+  // and nearly so does its product with a mask of features.
+  static Tensor new_output(const Tensor& input, std::optional<int64_t> dims, const MaybeDoubles& transform,
+                           const MaybeTensor& residual = std::nullopt) {
+    const bool keeps_strides =
+        dims ? !residual && draws_of("feature_dropout", input, dims) != input.numel() : input.is_cuda() && !transform;
+    if (keeps_strides && input.is_non_overlapping_and_dense())
       return empty_result(input.sizes(), input.strides(), input);
     return empty_result_like(input);
   }
@@ -162,7 +166,8 @@ class DropoutOperators {
                         MaybeDoubles transform) {
     Operation operation(input, std::nullopt, p, index_map, transform);
     operation.use(rng_state);
-    return operation.into(strides ? numbered_output("dropout", input, strides) : new_output(input, transform));
+    return operation.into(strides ? numbered_output("dropout", input, strides)
+                                  : new_output(input, std::nullopt, transform));
   }
   static void dropout_(Tensor& input, double p, const Tensor& rng_state, MaybeInts index_map, MaybeDoubles transform) {
     check_writable("dropout", input);
@@ -174,7 +179,7 @@ class DropoutOperators {
                                                    MaybeDoubles transform) {
     Operation operation(input, std::nullopt, p, index_map, transform);
     Tensor rng_state = operation.draw();
-    return {operation.into(new_output(input, transform)), rng_state};
+    return {operation.into(new_output(input, std::nullopt, transform)), rng_state};
   }
   static Tensor dropout_seeded_(Tensor& input, double p, MaybeInts index_map, MaybeDoubles transform) {
     check_writable("dropout", input);
@@ -188,7 +193,7 @@ class DropoutOperators {
                                 MaybeInts index_map, MaybeDoubles transform, const MaybeTensor& residual) {
     Operation operation(input, dims, p, index_map, transform, residual);
     operation.use(rng_state);
-    return operation.into(empty_result_like(input));
+    return operation.into(new_output(input, dims, transform, residual));
   }
   static void feature_dropout_(Tensor& input, int64_t dims, double p, const Tensor& rng_state, MaybeInts index_map,
                                MaybeDoubles transform) {
@@ -202,7 +207,7 @@ class DropoutOperators {
                                                            const MaybeTensor& residual) {
     Operation operation(input, dims, p, index_map, transform, residual);
     Tensor rng_state = operation.draw();
-    return {operation.into(empty_result_like(input)), rng_state};
+    return {operation.into(new_output(input, dims, transform, residual)), rng_state};
   }
   static Tensor feature_dropout_seeded_(Tensor& input, int64_t dims, double p, MaybeInts index_map,
                                         MaybeDoubles transform) {

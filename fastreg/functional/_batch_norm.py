@@ -31,7 +31,7 @@ def batch_norm(
     shift", ICML 2015.
 
     Args:
-        input (Tensor[N, C, ...]): float32, float64, float16 or bfloat16; the output keeps its memory format.
+        input (Tensor[N, C, ...]): float32, float64, float16 or bfloat16.
         running_mean (Tensor[C], optional): of the input's dtype or, where that has 16 bits, float32. Both running
             statistics may be None in training.
         running_var (Tensor[C], optional): likewise.
@@ -42,7 +42,7 @@ def batch_norm(
         eps (float): positive in training, not negative in evaluation. Default: 1e-5.
 
     Returns:
-        Tensor[N, C, ...]: of the input's dtype.
+        Tensor[N, C, ...]: of the input's dtype, contiguous or, as torch's, channels-last where the input is.
 
     Raises:
         ValueError: one value per channel in training, less than two dimensions, a bad eps, or one running statistic

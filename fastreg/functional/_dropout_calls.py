@@ -66,7 +66,7 @@ def _drop_traced(input, p, inplace, rng_state, dims, transform, residual, index_
     if rng_state is None:
         rng_state = reference.dropout.draw_state(input.device)
     if dims is None:
-        strides = reference.dropout.empty_result_like(input, transform).stride()
+        strides = reference.dropout.empty_result_like(input, transform=transform).stride()
         output = torch.ops.fastreg.dropout(input, p, rng_state, strides, index_map, transform)
     else:
         output = torch.ops.fastreg.feature_dropout(input, dims, p, rng_state, index_map, transform, residual)

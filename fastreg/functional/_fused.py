@@ -62,7 +62,8 @@ def batch_norm_act(
         rng_state (Tensor, optional): as in :func:`dropout`.
 
     Returns:
-        Tensor[N, C, ...]: of the input's dtype and memory format.
+        Tensor[N, C, ...]: of the input's dtype, and strides as :func:`batch_norm` has them, in whose order dropout
+            numbers elements.
 
     Raises:
         ValueError: an unknown activation, p not in [0, 1], residual of another shape; and as :func:`batch_norm`.
@@ -213,7 +214,7 @@ def act_dropout(
         rng_state = _state(input, p, rng_state, draws=True)
         if p and rng_state is None:
             return ops.act_dropout.seeded(input, bias, *settings, residual, dims)[0]
-        strides = reference.dropout.empty_result_like(input, elements=False).stride() if is_compiling() else None
+        strides = reference.dropout.empty_elementwise_like(input).stride() if is_compiling() else None
         return ops.act_dropout.given(input, bias, *settings, rng_state, residual, dims, strides)
     output = _activation.apply(act, input if bias is None else input + bias, act_weight)
     if drop_path:

@@ -41,7 +41,7 @@ def sync_batch_norm(
         group (ProcessGroup): this process is a member of it.
 
     Returns:
-        Tensor[N, C, ...]: of the input's dtype and memory format.
+        Tensor[N, C, ...]: of the input's dtype, and strides as ``batch_norm`` has them.
 
     Raises:
         ValueError: a bad eps, one running statistic without the other, less than two dimensions.

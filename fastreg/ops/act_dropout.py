@@ -5,7 +5,7 @@ from torch.library import register_autograd, register_fake
 
 from fastreg import reference
 from fastreg.ops.double_backward import activation, differentiate, inputs_of, setup_context
-from fastreg.reference.dropout import empty_result_like
+from fastreg.reference.dropout import empty_elementwise_like
 
 given = torch.ops.fastreg.act_dropout.default
 seeded = torch.ops.fastreg.act_dropout_seeded.default
@@ -26,15 +26,13 @@ def _check(input, residual, rng_state=None):
 @register_fake("fastreg::act_dropout")
 def _(input, bias, act, act_parameter, p, rng_state, residual, dims, strides=None):
     _check(input, residual, rng_state)
-    return (
-        empty_result_like(input, elements=False) if strides is None else input.new_empty_strided(input.shape, strides)
-    )
+    return empty_elementwise_like(input) if strides is None else input.new_empty_strided(input.shape, strides)
 
 
 @register_fake("fastreg::act_dropout_seeded")
 def _(input, bias, act, act_parameter, p, residual, dims):
     _check(input, residual)
-    return empty_result_like(input, elements=False), input.new_empty(2, dtype=torch.int64)
+    return empty_elementwise_like(input), input.new_empty(2, dtype=torch.int64)
 
 
 @register_fake("fastreg::act_dropout_backward")

@@ -22,7 +22,11 @@ _FEATURE_SEEDED_ = torch.ops.fastreg.feature_dropout_seeded_.default
 @register_fake("fastreg::dropout")
 def _(input, p, rng_state, strides=None, index_map=None, transform=None):
     check_rng_state(rng_state, input)
-    return empty_result_like(input, transform) if strides is None else input.new_empty_strided(input.shape, strides)
+    return (
+        empty_result_like(input, transform=transform)
+        if strides is None
+        else input.new_empty_strided(input.shape, strides)
+    )
 
 
 @register_fake("fastreg::dropout_")
@@ -32,7 +36,7 @@ def _(input, p, rng_state, index_map=None, transform=None):
 
 @register_fake("fastreg::dropout_seeded")
 def _(input, p, index_map=None, transform=None):
-    return empty_result_like(input, transform), input.new_empty(2, dtype=torch.int64)
+    return empty_result_like(input, transform=transform), input.new_empty(2, dtype=torch.int64)
 
 
 @register_fake("fastreg::dropout_seeded_")
@@ -43,7 +47,7 @@ def _(input, p, index_map=None, transform=None):
 @register_fake("fastreg::feature_dropout")
 def _(input, dims, p, rng_state, index_map=None, transform=None, residual=None):
     check_rng_state(rng_state, input, "feature_dropout")
-    return empty_result_like(input, elements=False)
+    return empty_result_like(input, dims, transform, residual)
 
 
 @register_fake("fastreg::feature_dropout_")
@@ -53,7 +57,7 @@ def _(input, dims, p, rng_state, index_map=None, transform=None):
 
 @register_fake("fastreg::feature_dropout_seeded")
 def _(input, dims, p, index_map=None, transform=None, residual=None):
-    return empty_result_like(input, elements=False), input.new_empty(2, dtype=torch.int64)
+    return empty_result_like(input, dims, transform, residual), input.new_empty(2, dtype=torch.int64)
 
 
 @register_fake("fastreg::feature_dropout_seeded_")

@@ -78,16 +78,23 @@ def keep_mask(numel, p, rng_state, index_map=None):
     return draw >= threshold
 
 
-def empty_result_like(x, transform=None, elements=True):
-    """An uninitialised result of dropout of x: of torch's strides (csrc/operators/results.h, dropout.h).
-
-    transform: as in :func:`transformed`. elements: whether these are dropped, one by one, by torch's CUDA kernel.
-    """
-    if not (x.is_cuda and elements and transform is None):
-        for memory_format in (torch.contiguous_format, torch.channels_last)[: 2 if x.dim() == 4 else 1]:
-            if x.is_contiguous(memory_format=memory_format):
-                return torch.empty_like(x, memory_format=memory_format)
+def empty_elementwise_like(x):
+    """An uninitialised result of torch's elementwise operations on x: of their strides (csrc/operators/results.h)."""
+    for memory_format in (torch.contiguous_format, torch.channels_last)[: 2 if x.dim() == 4 else 1]:
+        if x.is_contiguous(memory_format=memory_format):
+            return torch.empty_like(x, memory_format=memory_format)
     return torch.empty_like(x)
+
+
+def empty_result_like(x, dims=None, transform=None, residual=None):
+    """An uninitialised result of dropout of x, or of feature dropout (csrc/operators/dropout.h)."""
+    if dims is None:
+        keeps_strides = x.is_cuda and transform is None
+    else:
+        from torch.fx.experimental.symbolic_shapes import guard_or_true  # takes long: compilers have imported it
+
+        keeps_strides = residual is None and any(guard_or_true(size != 1) for size in x.shape[dims:])
+    return torch.empty_like(x) if keeps_strides else empty_elementwise_like(x)
 
 
 def transformed(input, keep, p, transform=None, residual=None):

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._prims_common import suggest_memory_format
 
 import fastreg
 from fastreg.functional import batch_norm, batch_norm_act
@@ -110,20 +111,27 @@ def test_views_of_results():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_dropout(shape):
-    """Of elements exactly torch's; of features and samples torch's but for dimensions of size one."""
+    """Of elements exactly torch's; of features and samples those of the format that the next layer takes from it."""
     torch.manual_seed(0)
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(shape), torch.contiguous_format)
     for x in layouts(shape):
         for name, settings in (("dropout", ()), ("alpha_dropout", (True,))):
             expected = getattr(nn.functional, name)(x, 0.5, *settings)
             assert getattr(fastreg.functional, name)(x, 0.5, *settings).stride() == expected.stride(), x.stride()
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(len(shape), torch.contiguous_format)
+    state = torch.tensor([5, 16])
+    for x in (
+        torch.randn(shape),
+        torch.randn(shape).to(memory_format=last),
+        torch.randn(shape[::-1]).permute(*range(len(shape))[::-1]),
+    ):
         for y, expected in (
             (fastreg.functional.act_dropout(x, "silu", 0.5), nn.functional.dropout(nn.functional.silu(x))),
             (fastreg.functional.feature_alpha_dropout(x, 0.5, True), torch.feature_alpha_dropout(x, 0.5, True)),
-            (fastreg.functional.drop_path(x, 0.5), torch.empty_like(x)),
+            (torch.ops.fastreg.feature_dropout(x, 2, 0.5, state), torch.feature_dropout(x, 0.5, True)),
+            (fastreg.functional.drop_path(x, 0.5), x * torch.ones([shape[0], *[1] * (x.dim() - 1)])),
         ):
             assert y.is_contiguous() == expected.is_contiguous()
-            assert y.is_contiguous(memory_format=last) == expected.is_contiguous(memory_format=last)
+            assert suggest_memory_format(y) is suggest_memory_format(expected), x.stride()
 
 
 def test_masks_follow_the_result():
