@@ -138,8 +138,9 @@ def test_absent_providers_are_told(monkeypatch):
         providers.choose(["missing"])
     optional = Provider("optional", TORCH.layer, option="no.such_option", by_name=True)
     assert "has no such option of inductor: no.such_option" in optional.absence()
-    for name in ("compile_cooperative", "compile_aligned_random"):
-        assert inductor[name].absence() is None
+    assert inductor["compile_cooperative"].absence() is None
+    aligned = inductor["compile_aligned_random"].absence()  # of torch 2.13, not of 2.11
+    assert aligned is None if torch.__version__ >= "2.13" else aligned is None or "align_random_eager" in aligned
     monkeypatch.setattr(providers, "PROVIDERS", {p.name: p for p in (TORCH, optional, FASTREG)})
     assert providers.choose(None) == ([TORCH, FASTREG], {})  # what takes long to prepare is not even looked for
 
