@@ -321,13 +321,15 @@ def _function(slot, f, x):
 
 _HOLDABLE = _TENSORS | {Held}
 # (step, the forward that it stands for) of each class; the step is None where nothing is known.
-STEPS = {FunctionType: (_function, None), BuiltinFunctionType: (_function, None)}
+_FUNCTIONS = {FunctionType: (_function, None), BuiltinFunctionType: (_function, None)}
+STEPS = dict(_FUNCTIONS)
 _MOST_CLASSES = 4096  # remembered; programs that make ever new ones do not fill the memory
 
 
 def _classify(cls):
     if len(STEPS) > _MOST_CLASSES:
         STEPS.clear()
+        STEPS.update(_FUNCTIONS)
     kind = layers.kind_of(cls) if issubclass(cls, nn.Module) else None
     STEPS[cls] = entry = _KINDS.get(kind), getattr(cls, "forward", None)
     return entry

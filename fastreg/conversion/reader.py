@@ -109,8 +109,8 @@ class _Reader:
     _Continue = _Raise = _Break
 
     def _If(self, node):
-        test = self.value(node.test)
-        if not _is_unknown(test):
+        test = _truth(self.value(node.test))
+        if test is not None:
             self.block(node.body if test else node.orelse)
         else:
             self.either([node.body, node.orelse])
@@ -232,25 +232,25 @@ class _Reader:
         return self.tensor
 
     def _IfExp(self, node):
-        test = self.value(node.test)
-        if _is_unknown(test):
+        test = _truth(self.value(node.test))
+        if test is None:
             first = self.value(node.body)
             self.value(node.orelse)
             return first
         return self.value(node.body if test else node.orelse)
 
     def _UnaryOp(self, node):
-        value = self.value(node.operand)
-        return not value if isinstance(node.op, ast.Not) and not _is_unknown(value) else self.tensor
+        truth = _truth(self.value(node.operand))
+        return not truth if isinstance(node.op, ast.Not) and truth is not None else self.tensor
 
     def _BoolOp(self, node):
         both = isinstance(node.op, ast.And)
         unknown = False
         for operand in node.values:
             value = self.value(operand)
-            if _is_unknown(value):
+            if (truth := _truth(value)) is None:
                 unknown = True
-            elif bool(value) is not both:
+            elif truth is not both:
                 return value
         return self.tensor if unknown else value
 
@@ -283,7 +283,8 @@ class _Reader:
         values = [self.value(argument) for argument in node.args]
         for keyword in node.keywords:
             self.value(keyword.value)
-        if called in (enumerate, zip, reversed) and all(isinstance(v, list | tuple | nn.ModuleList) for v in values):
+        known = all(isinstance(value, list | tuple | nn.ModuleList) for value in values)
+        if known and any(called is function for function in (enumerate, zip, reversed)):
             return list(called(*values))
         if called is isinstance and len(values) == 2 and _is_unknown(values[0]):
             kinds = values[1] if isinstance(values[1], tuple) else (values[1],)
@@ -346,3 +347,15 @@ def _clone(value, clones):
 
 def _is_unknown(value):
     return type(value) in (Abstract, Held, _Method)
+
+
+def _truth(value):
+    """What a test of a value gives, where that runs no code of anybody's; else None."""
+    if isinstance(value, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+        return bool(value._modules)
+    if type(value) in (type(None), bool, int, float, str, list, tuple, dict):
+        return bool(value)
+    plain = (
+        isinstance(value, nn.Module) and not hasattr(type(value), "__len__") and not hasattr(type(value), "__bool__")
+    )
+    return True if plain else None

@@ -73,6 +73,11 @@ class Reading:
         module = self.global_value(node.value)
         return vars(module).get(node.attr) if isinstance(module, types.ModuleType) else None
 
+    def is_context_of_torch(self, node) -> bool:
+        """Whether a context is one of torch's own, such as autocast: these swallow no exceptions."""
+        called = self.global_value(node.func) if isinstance(node, ast.Call) else None
+        return str(getattr(called, "__module__", None)).partition(".")[0] == "torch"
+
     def step(self, node):
         """What kind of step an expression is: call, function, method, add, choice; None: no step."""
         if isinstance(node, ast.BinOp):

@@ -1,6 +1,7 @@
 """What convert did to a model, and what it left alone."""
 
 import ast
+import functools
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ class FusedSite:
     """One row of layers that is computed by one function.
 
     path: the batch norm or dropout that it is named by. parts: what is fused, in order. parent: whose forward it is in.
+    training, evaluation: whether it is fused there.
     """
 
     path: str
@@ -31,6 +33,12 @@ class FusedSite:
 
     def __str__(self):
         return " + ".join(self.parts)
+
+
+def _in_modes(site):
+    if site.training and site.evaluation:
+        return str(site)
+    return f"{site}, in {'training' if site.training else 'evaluation'} alone"
 
 
 @dataclass
@@ -50,7 +58,7 @@ class Report:
         lines = [f"{len(self.replaced)} layers replaced"]
         lines += [f"    {count:5} {name}" for name, count in Counter(self.replaced.values()).most_common()]
         lines += [f"{len(self.fused)} sites fused"]
-        lines += [f"    {count:5} {parts}" for parts, count in Counter(map(str, self.fused)).most_common()]
+        lines += [f"    {count:5} {parts}" for parts, count in Counter(map(_in_modes, self.fused)).most_common()]
         lines += [f"{len(self.left)} left alone"] if self.left else []
         reasons = {}
         for path, reason in self.left.items():
@@ -129,10 +137,16 @@ def functions_called(module: nn.Module) -> list[str]:
     Raises:
         Unreadable: the source of forward cannot be had.
     """
-    cls, found = original_of(type(module)), []
+    cls = original_of(type(module))
     if isinstance(module, torch.jit.ScriptModule) or cls.__module__.startswith("torch.nn.modules"):
-        return found
-    for function in own_methods(cls):
+        return []
+    return _called_by(*own_methods(cls))
+
+
+@functools.lru_cache(maxsize=1024)  # a model has many modules of a class
+def _called_by(*functions):
+    found = []
+    for function in functions:
         for node in ast.walk(definition(function)):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "attr", getattr(node.func, "id", ""))

@@ -9,6 +9,7 @@ The rewritten code has the globals, closure, defaults and line numbers of the or
 
 import ast
 import copy
+import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -57,6 +58,7 @@ class _Rewriter(ast.NodeTransformer):
     def __init__(self, node, reading):
         self.reading, self.last = reading, Liveness(node.body).last
         self.shared = shared_names(node)
+        self.caught = False  # whether what a statement raises may be caught in this function
         self.holding: set[str] = set()  # names that may be what is held
         self._find_holding(node)
 
@@ -154,7 +156,18 @@ class _Rewriter(ast.NodeTransformer):
         held_by_name = held_by_name and node.targets[0].id in self.holding
         if not held_by_name:
             return [*before, self.generic_visit(node)]
-        return [*before, ast.Assign(node.targets, self.operand(node.value))]
+        return [*before, ast.Assign(node.targets, self._stored(self.operand(node.value)))]
+
+    def _stored(self, node):
+        """What a name is bound to: where an exception may be caught, a value, so that the name keeps its former one if
+        there is none."""
+        return _helper("value", node) if self.caught else node
+
+    def _within(self, caught, body):
+        outer, self.caught = self.caught, self.caught or caught
+        new = self.block(body)
+        self.caught = outer
+        return new
 
     def _AnnAssign(self, node):
         if node.value is None or not isinstance(node.target, ast.Name):
@@ -171,7 +184,7 @@ class _Rewriter(ast.NodeTransformer):
             taken = ast.Assign([target], _helper("value", load))
             return [*before, taken, ast.AugAssign(target, node.op, self.visit(node.value))]
         left = load if id(node) in self.last else _helper("value", load)
-        return [*before, ast.Assign([target], _helper("iadd", left, self.operand(node.value)))]
+        return [*before, ast.Assign([target], self._stored(_helper("iadd", left, self.operand(node.value))))]
 
     def _Return(self, node):
         if node.value is None:
@@ -201,11 +214,12 @@ class _Rewriter(ast.NodeTransformer):
         return [*loud, ast.For(self.visit(node.target), self.visit(node.iter), [*body, *copy.deepcopy(loud)], orelse)]
 
     def _With(self, node):
-        body = [*self.block(node.body), *_flush(node)]
+        swallows = not all(self.reading.is_context_of_torch(item.context_expr) for item in node.items)
+        body = [*self._within(swallows, node.body), *_flush(node)]
         return [*_flush(node), ast.With([self.visit(item) for item in node.items], body)]
 
     def _Try(self, node):
-        body, orelse = [*self.block(node.body), *_flush(node)], self.block(node.orelse)
+        body, orelse = [*self._within(True, node.body), *_flush(node)], self.block(node.orelse)
         handlers = [ast.copy_location(self._handler(handler), handler) for handler in node.handlers]
         final = [*_flush(node), *self.block(node.finalbody)] if node.finalbody else []
         return [*_flush(node), type(node)(body, handlers, [*orelse, *_flush(node)] if orelse else [], final)]
@@ -284,6 +298,11 @@ def rewritten_methods(cls: type) -> dict[str, types.FunctionType]:
     Raises:
         Unreadable: forward cannot be rewritten.
     """
+    return _rewritten(cls, *own_methods(cls))
+
+
+@functools.lru_cache(maxsize=1024)  # a model has many modules of a class
+def _rewritten(cls, *functions):
     found = {}
     for name in _method_names(cls):
         try:

@@ -6,12 +6,14 @@ import ast
 import functools
 import inspect
 import linecache
+import tokenize
 import types
 from collections.abc import Callable
 
 from fastreg.nn.derived import Unreadable
 
 _FUTURES = sum(getattr(__future__, name).compiler_flag for name in set(__future__.all_feature_names))
+_OUTER = "_fastreg_outer"
 
 
 def definition(function: Callable) -> ast.FunctionDef:
@@ -31,14 +33,18 @@ def definition(function: Callable) -> ast.FunctionDef:
         lines, first = inspect.getsourcelines(code)
         indented = lines[0][:1].isspace()
         tree = ast.parse("if 1:\n" * indented + "".join(lines))
-    except (OSError, TypeError, SyntaxError, IndexError) as error:
+    except (OSError, TypeError, SyntaxError, ValueError, IndexError, tokenize.TokenError) as error:
         raise Unreadable("the source of forward cannot be had") from error
     node = tree.body[0].body[0] if indented else tree.body[0]
     if not isinstance(node, ast.FunctionDef) or not node.args.posonlyargs + node.args.args:
         raise Unreadable("forward is no function of a module")
     ast.increment_lineno(node, first - 1 - indented)
     node.decorator_list = []
-    if not _same(compiled(node, function), code):
+    try:
+        again = compiled(node, function)
+    except (SyntaxError, ValueError, StopIteration) as error:
+        raise Unreadable("the source of forward cannot be compiled by itself") from error
+    if not _same(again, code):
         raise Unreadable("the source of forward is not what runs")
     return node
 
@@ -50,7 +56,7 @@ def compiled(node, function, more=()):
     if len(scopes) > 1 and scopes[-2] != "<locals>":
         body = [_class(scopes[-2], body)]
     names = [*function.__code__.co_freevars, *more]
-    outer = ast.parse(f"def outer({', '.join(name for name in names if name != '__class__')}): pass").body[0]
+    outer = ast.parse(f"def {_OUTER}({', '.join(name for name in names if name != '__class__')}): pass").body[0]
     outer.body = body
     # Calls of what a file imports are compiled in another way.
     imports = [ast.Import([ast.alias(name)]) for name in _imported(function.__code__.co_filename)]
@@ -85,8 +91,8 @@ def _class(name, body):
 def _inside(code, node, body):
     """The name of what is defined in a code that leads to node."""
     if code.co_name == "<module>":
-        return "outer"
-    return body[0].name if code.co_name == "outer" else node.name
+        return _OUTER
+    return body[0].name if code.co_name == _OUTER else node.name
 
 
 def _same(one, other):

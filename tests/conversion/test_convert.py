@@ -1,5 +1,6 @@
 """fastreg.convert, report and revert on small networks; tests/zoo has those of torchvision and timm."""
 
+import contextlib
 import copy
 import pickle
 import random
@@ -502,3 +503,61 @@ def test_jit_trace():
     traced = torch.jit.trace(ours, x)
     torch.testing.assert_close(traced(x), plain(x))
     assert "fastreg::" not in str(traced.inlined_graph)
+
+
+def test_a_name_keeps_its_value_where_an_exception_is_caught():
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn, self.relu = nn.BatchNorm1d(4), nn.ReLU()
+
+        def forward(self, x):
+            h = x
+            try:
+                h = self.bn(h)
+                h = self.relu(h)
+            except ValueError:  # one value per channel
+                pass
+            with contextlib.suppress(ValueError):
+                h = self.bn(h)
+                h += x
+            return self.relu(self.bn(torch.cat((h, 1 + x))))
+
+    plain = Tries()
+    ours = fastreg.convert(copy.deepcopy(plain))
+    assert len(fastreg.report(ours).fused) == 1
+    for x in (torch.randn(1, 4), torch.randn(5, 4)):
+        torch.testing.assert_close(ours(x), plain(x))
+
+
+def test_tests_of_tensors_are_not_known():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn, self.relu, self.scale = nn.BatchNorm1d(4), nn.ReLU(), nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            if self.scale is None or not self.training and self.scale:
+                return x
+            return self.relu(self.bn(x))
+
+    assert len(fastreg.report(fastreg.convert(Scaled())).fused) == 1
+
+
+def test_source_that_does_not_parse(tmp_path, monkeypatch):
+    """As in a file that a tool compiles in a way of its own."""
+    source = "def forward(self, x):\n    return self.relu(self.bn(x))\n"
+    path = tmp_path / "cell.py"
+    path.write_text(source + "%magic\n")
+    scope = {}
+    exec(compile(source, str(path), "exec"), scope)
+    model = type("Cell", (nn.Module,), {"forward": scope["forward"]})()
+    model.bn, model.relu = nn.BatchNorm1d(4), nn.ReLU()
+    assert "compiled by itself" in fastreg.report(fastreg.convert(model)).left[""]
+    assert model(torch.randn(3, 4)).shape == (3, 4)
+
+
+def test_report_tells_the_modes():
+    report = fastreg.report(fastreg.convert(mlp()))
+    assert [site.evaluation for site in report.fused] == [True, True, False]
+    assert "1 gelu + dropout, in training alone" in str(report) and "1 batch norm + leaky_relu\n" in str(report)

@@ -187,6 +187,9 @@ def tried(body, value):
     body.keep(value)
     result = body.assign(value, body.module.name_for("h"))
     bad = body.random.choice([".flatten()", "[0, 0, 0]", ".int()", ".shape"])
+    keeps = body.random.random() < 0.4  # its value from before, if the layer raises
+    if keeps:
+        body.line(f"{result.text} = {value.text}")
     with body.block("try:"):
         body.line(f"{result.text} = {norm}({value.text}{bad})")
         if body.random.random() < 0.5:
@@ -194,7 +197,7 @@ def tried(body, value):
     with body.block(
         body.random.choice(["except Exception:", "except (ValueError, TypeError, RuntimeError, AttributeError):"])
     ):
-        body.line(f"{result.text} = {act}({norm}({value.text}))")
+        body.line("pass" if keeps else f"{result.text} = {act}({norm}({value.text}))")
     if body.random.random() < 0.4:
         with body.block("finally:"):
             body.line(f"{body.module.attribute('counter', lambda: '0')} += 1")
