@@ -85,7 +85,7 @@ def act_dropout(act, dims=None):
 # The operator, and what its node's name says.
 CASES = {
     "dropout": (dropout, "Dropout"),
-    "dropout with everything": (lambda: dropout(False, (16, 5, 40), (2.0, 0.5, 1.0)), "Dropout"),
+    "dropout with everything": (lambda: dropout(False, (16, 5, 40), (3.0, 0.5, 1.0)), "Dropout"),
     "dropout in place": (lambda: dropout(True), "Dropout"),
     "feature_dropout": (feature_dropout, "Dropout"),
     "act_dropout": (lambda: act_dropout("elu"), "ActDropout"),
