@@ -26,7 +26,7 @@ BUILD = $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help bench test test-full py-test kernel-test cpp-test gpu-check gpu-bundle lint build clean
+.PHONY: help bench data test test-full py-test kernel-test cpp-test gpu-check gpu-bundle lint build clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -35,6 +35,9 @@ help:
 bench: $(call stamp,bench)  ## time fastreg against PyTorch and train the digits network with both
 	$(BUILD)
 	$(PY) -m bench $(ARGS)
+
+data: $(call stamp,bench)  ## find MNIST and Fashion-MNIST for the experiments, or bring them (ARGS="--to DIR")
+	$(PY) -m bench.data $(ARGS)
 
 test: py-test kernel-test cpp-test  ## all tests
 

@@ -29,10 +29,14 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     studies = [*experiments.fashion.STUDIES, ALL]
     parser.add_argument("--study", nargs="+", default=[], choices=studies, help=f"{STUDIED}'s further questions")
     parser.add_argument("--layers", choices=[*loop.PROVIDERS, "both"], default="both", help="default: %(default)s")
-    parser.add_argument("--seeds", type=positive, default=experiments.SEEDS, help="default: %(default)s")
+    parser.add_argument("--seeds", type=positive, help="default: the experiment's own")
     parser.add_argument("--epochs", type=positive, help="default: the experiment's own")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="IDX files of MNIST or Fashion-MNIST (default: digits)"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="IDX files of MNIST or Fashion-MNIST, or torchvision's root (default: "
+        "where `python -m bench.data` finds or puts them, and where they are not, digits instead)",
     )
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: a GPU where there is one)"
