@@ -12,6 +12,7 @@ try:
 
     from bench import compare, environment, failures, parts, quiet, results
     from bench.arguments import factor, positive, shape_name
+    from bench.end_to_end.kernelbench import PROBLEMS
     from bench.end_to_end.networks import NAMES
     from bench.end_to_end.step import VARIANTS
     from bench.timings.default import DTYPES, LAYOUTS
@@ -48,11 +49,13 @@ def parser() -> argparse.ArgumentParser:
     add("--layouts", nargs="+", choices=LAYOUTS, metavar="LAYOUT", help=", ".join(LAYOUTS))
     add("--providers", nargs="+", choices=PROVIDERS, metavar="NAME",
         help=f"{', '.join(PROVIDERS)} (default: those installed; fastreg is always among them)")  # fmt: skip
+    add("--more", action="store_true", help="the default set, and 16-bit types, small batches, 2-D and 3-D tensors")
     add("--minutes", type=factor, default=5, help="for all of them, as far as possible (default: %(default)s)")
     add("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="run nothing: what changed, beyond noise")
 
-    add = command.add_argument_group("end-to-end").add_argument
-    add("--networks", nargs="+", choices=NAMES, metavar="NAME", help=f"{', '.join(NAMES)} (default: all)")
+    add = command.add_argument_group("end-to-end, kernelbench").add_argument
+    add("--networks", nargs="+", choices=[*NAMES, *PROBLEMS], metavar="NAME",
+        help=f"{', '.join(NAMES)}; of kernelbench {', '.join(PROBLEMS)} (default: all)")  # fmt: skip
     add("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="; ".join(VARIANTS) + " (default: all)")
 
     add = command.add_argument_group("training").add_argument

@@ -106,8 +106,8 @@ def test_one_command_renews_all(capsys, monkeypatch):
     monkeypatch.setattr(renew.subprocess, "run", lambda command, cwd: ran.append(command[2:]) or Status(0))
     assert run_command(renew.main, "--dry-run") == 0 and not ran
     assert run_command(renew.main) == 0
-    assert [command[0] for command in ran] == ["bench", "bench", "bench.training", "bench.training", *LAST]
-    for command, main in ((ran[0], bench), (ran[1], bench), (ran[2], training), (ran[3], training)):
+    assert [command[0] for command in ran] == ["bench"] * 3 + ["bench.training"] * 2 + list(LAST)
+    for command, main in zip(ran[:5], [bench] * 3 + [training] * 2, strict=True):
         with monkeypatch.context() as patch:
             patch.setattr(quiet, "check", lambda args: True)
             patch.setattr(bench.results, "prepare_folder", lambda folder: None)
@@ -117,7 +117,9 @@ def test_one_command_renews_all(capsys, monkeypatch):
     monkeypatch.setattr(renew.subprocess, "run", lambda command, cwd: ran.append(command[2:]) or Status(4))
     assert run_command(renew.main, "timings") == 4 and len(ran) == 1
     assert run_command(renew.main, "timing") == 2
-    assert "PART must be one of timings, end-to-end, training, studies, got timing" in capsys.readouterr().err
+    assert (
+        "PART must be one of timings, end-to-end, kernelbench, training, studies, got timing" in capsys.readouterr().err
+    )
 
 
 LAST = ("bench.redraw", "bench.readme")
