@@ -66,7 +66,7 @@ includes_only = ! grep -rnE '^ *\# *include +"' csrc/$(1) | grep -vE 'include +"
 lint: .venv-lint/.installed  ## ruff, clang-format, the order of imports and includes, and no torch header near the kernels
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
-	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
+	find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
 	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
 	.venv-lint/bin/python -m tests.build.import_order
 	! grep -rnE '# *include *[<"](torch|ATen|c10|pybind11|Python)\b' csrc/kernels csrc/cpu/isa

@@ -99,7 +99,7 @@ def draw(ax: Axes, lines: Sequence[Line], column: str) -> None:
                 gid=LABEL,
             )
     if accuracy:
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     else:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
