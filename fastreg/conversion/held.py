@@ -12,6 +12,7 @@ from types import BuiltinFunctionType, FunctionType
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
+from torch._C import _is_tracing
 from torch.compiler import is_compiling
 from torch.jit import is_tracing
 from torch.nn.modules.module import _has_any_global_hook
@@ -46,7 +47,8 @@ class Held:
 
 
 _TENSORS = PLAIN_TYPES | {Abstract}
-_SMALL = 8192  # elements, without a backward pass
+# Elements on the CPU: two operations on so few cost less than to find out that they are one.
+SMALL = 8192
 
 
 def _run(held: Held) -> None:
@@ -114,21 +116,28 @@ def _plain(slot, f, x):
 
 def call(slot: list, f, x):
     """f(x)."""
-    # Two operations on few elements cost less than to find out that they are one.
-    alone = type(x) is Tensor and slot[0] is None and not is_grad_enabled()
-    if alone and not is_compiling() and not is_tracing() and x.numel() <= _SMALL:
-        return f(x)
     cls = type(f)
-    step, forward = STEPS.get(cls) or _classify(cls)
+    step, forward, single = STEPS.get(cls) or _classify(cls)
     if step is None or (forward is not None and cls.forward is not forward):
         return _plain(slot, f, x)
+    if single and slot[0] is None and _is_small(tensor := x.value if type(x) is Held else x):
+        if type(x) is Held:
+            x.fresh = False
+        return f(tensor)
     return step(slot, f, x)
+
+
+def _is_small(x):
+    # Sizes are not asked for where they are symbolic.
+    return type(x) is Tensor and not is_compiling() and not _is_tracing() and x.is_cpu and x.numel() <= SMALL
 
 
 def call_function(slot: list, f, x, *args, **kwargs):
     """f(x, ...) of a function that may be an activation or a sum."""
     if f is torch.add and len(args) == 1 and not kwargs:
         return add(slot, x, args[0])
+    if slot[0] is None and _is_small(x):
+        return f(x, *args, **kwargs)
     if (act := sites.act_of_function(f, x, args, kwargs)) is not None:
         return _hold_act(slot, act, x)
     x, _ = _operand(slot, x)
@@ -137,13 +146,15 @@ def call_function(slot: list, f, x, *args, **kwargs):
 
 def call_method(slot: list, x, name: str):
     """x.name() of a method that is an activation, if x is a tensor."""
-    if type(x) is not Held and type(x) not in _TENSORS:
+    if type(x) is not Held and (type(x) not in _TENSORS or (slot[0] is None and _is_small(x))):
         return getattr(_operand(slot, x)[0], name)()
     return _hold_act(slot, sites.act_of_method(name), x)
 
 
 def add(slot: list, a, b):
     """a + b."""
+    if slot[0] is None and type(a) is type(b) is Tensor:
+        return a + b
     if (held := _with_residual(slot, a, b)) is not None:
         return held
     a, b = _operand(slot, a)[0], _operand(slot, b)[0]
@@ -320,8 +331,9 @@ def _function(slot, f, x):
 
 
 _HOLDABLE = _TENSORS | {Held}
-# (step, the forward that it stands for) of each class; the step is None where nothing is known.
-_FUNCTIONS = {FunctionType: (_function, None), BuiltinFunctionType: (_function, None)}
+# (step, the forward that it stands for, whether that is a single operation) of each class; the step is None where
+# nothing is known.
+_FUNCTIONS = {FunctionType: (_function, None, False), BuiltinFunctionType: (_function, None, False)}
 STEPS = dict(_FUNCTIONS)
 _MOST_CLASSES = 4096  # remembered; programs that make ever new ones do not fill the memory
 
@@ -331,7 +343,7 @@ def _classify(cls):
         STEPS.clear()
         STEPS.update(_FUNCTIONS)
     kind = layers.kind_of(cls) if issubclass(cls, nn.Module) else None
-    STEPS[cls] = entry = _KINDS.get(kind), getattr(cls, "forward", None)
+    STEPS[cls] = entry = _KINDS.get(kind), getattr(cls, "forward", None), kind not in ("container", "maker")
     return entry
 
 
