@@ -1,6 +1,6 @@
 """Values that are held back until what follows is known: what the calls and sums of a rewritten forward run.
 
-At most one operation is held at a time, in a list of one that each run of a forward has of its own. Whatever is not
+At most one operation is held at a time, in the slot that each run of a forward has of its own. Whatever is not
 known to do nothing but compute runs what is held first. So operations are only put together, never exchanged: those
 that somebody could tell apart run in the order in which they stand.
 
@@ -72,6 +72,12 @@ def _run(held: Held) -> None:
     held.residual = None  # no tensor is kept longer than it would be
 
 
+def begin() -> list:
+    """The slot of a run of a forward: what is held, and the most elements of small tensors; -1 where sizes are not to
+    be asked for, as they may be symbolic."""
+    return [None, -1 if is_compiling() or _is_tracing() else SMALL]
+
+
 def flush(slot: list) -> None:
     """Run what is held."""
     held = slot[0]
@@ -120,23 +126,25 @@ def call(slot: list, f, x):
     step, forward, single = STEPS.get(cls) or _classify(cls)
     if step is None or (forward is not None and cls.forward is not forward):
         return _plain(slot, f, x)
-    if single and slot[0] is None and _is_small(tensor := x.value if type(x) is Held else x):
-        if type(x) is Held:
+    if single and slot[0] is None:
+        if type(x) is Tensor:
+            if slot[1] >= 0 and x.numel() <= slot[1] and x.is_cpu:
+                return f(x)
+        elif type(x) is Held and _is_small(slot, x.value):
             x.fresh = False
-        return f(tensor)
+            return f(x.value)
     return step(slot, f, x)
 
 
-def _is_small(x):
-    # Sizes are not asked for where they are symbolic.
-    return type(x) is Tensor and not is_compiling() and not _is_tracing() and x.is_cpu and x.numel() <= SMALL
+def _is_small(slot, x):
+    return slot[1] >= 0 and type(x) is Tensor and x.numel() <= slot[1] and x.is_cpu
 
 
 def call_function(slot: list, f, x, *args, **kwargs):
     """f(x, ...) of a function that may be an activation or a sum."""
     if f is torch.add and len(args) == 1 and not kwargs:
         return add(slot, x, args[0])
-    if slot[0] is None and _is_small(x):
+    if slot[0] is None and _is_small(slot, x):
         return f(x, *args, **kwargs)
     if (act := sites.act_of_function(f, x, args, kwargs)) is not None:
         return _hold_act(slot, act, x)
@@ -146,7 +154,7 @@ def call_function(slot: list, f, x, *args, **kwargs):
 
 def call_method(slot: list, x, name: str):
     """x.name() of a method that is an activation, if x is a tensor."""
-    if type(x) is not Held and (type(x) not in _TENSORS or (slot[0] is None and _is_small(x))):
+    if type(x) is not Held and (type(x) not in _TENSORS or (slot[0] is None and _is_small(slot, x))):
         return getattr(_operand(slot, x)[0], name)()
     return _hold_act(slot, sites.act_of_method(name), x)
 
@@ -310,8 +318,8 @@ def _hold_drop(slot, f, x, of_elements):
 
 
 def _maker(slot, f, x):
-    y = _plain(slot, f, x)
-    if not is_grad_enabled() or type(y) not in _TENSORS or layers.is_hooked(f):
+    y = _plain(slot, f, x) if slot[0] is not None or type(x) is not Tensor else f(x)
+    if _is_small(slot, y) or not is_grad_enabled() or type(y) not in _TENSORS or layers.is_hooked(f):
         return y
     held = Held()
     held.value, held.fresh = y, True
