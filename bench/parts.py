@@ -19,18 +19,22 @@ from bench.timings import charts, providers, report, short
 from bench.timings.cases import Choice, key
 from bench.timings.run import Job
 from bench.training import experiments
+from bench.users import report as users_report
+from bench.users import run as users_run
 
 CHARTS = {
     "timings": charts.CHARTS,
     "short": {"": charts.speed},
     "end-to-end": end_to_end_charts.CHARTS,
     "kernelbench": end_to_end_charts.CHARTS,
+    "users": {},
 }
 TITLES = {
     "timings": "fastreg against PyTorch, layer by layer",
     "short": "fastreg against PyTorch: the short table",
     "end-to-end": "Whole networks: training steps, converted to fastreg and not",
     "kernelbench": "KernelBench's problems with batch norm or dropout: forward, backward and update",
+    "users": "Small networks, converted and plain",
 }
 SHARE_OF_MEMORY = 0.7  # that the timings may fill
 
@@ -97,6 +101,14 @@ def _kernelbench(args: Namespace) -> Part:
     return _end_to_end(args, "kernelbench", problems)
 
 
+def _users(args: Namespace) -> Part:
+    kept, failed = _kept("users", args)
+    job = users_run.Job(
+        args.device, args.minutes, args.quick, args.networks, done={key(row) for row in kept + failed}, failed=failed
+    )
+    return Part(TITLES["users"], job.run, users_report.report, CHARTS["users"], kept=kept, failed=failed)
+
+
 def _training(args: Namespace) -> Part:
     return experiments.part("digits-batchnorm", experiments.Choice(args.device, seeds=args.seeds, epochs=args.epochs))
 
@@ -106,6 +118,7 @@ PARTS = {
     "short": _short,
     "end-to-end": _end_to_end,
     "kernelbench": _kernelbench,
+    "users": _users,
     "training": _training,
 }
 DEFAULT = ("timings", "training")

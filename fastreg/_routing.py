@@ -3,10 +3,11 @@
 import sys
 
 import torch
-from torch import Tensor
+from torch import Tensor, strided
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.jit import is_tracing
 
 from fastreg._extension import available, disabled
 
@@ -41,7 +42,7 @@ def is_ours(input) -> bool:
         type(input) in PLAIN_TYPES
         and input.dtype in _FLOATING_DTYPES
         and device_type(input) in _DEVICES
-        and input.layout is torch.strided
+        and input.layout is strided
         and not input.is_nested
     )
 
@@ -49,7 +50,7 @@ def is_ours(input) -> bool:
 def has_operators(device_type: str) -> bool:
     """Whether the operators run on devices of this type. All of torch's transforms follow them, but for the tracer of
     ``torch.jit``, whose programs are to run without fastreg."""
-    return device_type in _COMPILED_BACKENDS and not torch.jit.is_tracing()
+    return device_type in _COMPILED_BACKENDS and not is_tracing()
 
 
 def is_transformed() -> bool:

@@ -18,10 +18,11 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 @dataclass(frozen=True)
 class Variant:
-    """patched: torch's own operators are computed by fastreg's while it runs."""
+    """fused: where it is converted. patched: torch's own operators are computed by fastreg's while it runs."""
 
     converted: bool = False
     compiled: bool = False
+    fused: bool = True
     patched: bool = False
 
 
@@ -40,7 +41,7 @@ class Step:
 
     def __init__(self, network: Network, model: nn.Module, variant: Variant, device: torch.device, wrap: Wrap):
         model = model.to(device, memory_format=torch.channels_last if network.channels_last else torch.preserve_format)
-        model = wrap(fastreg.convert(model) if variant.converted else model)
+        model = wrap(fastreg.convert(model, fuse=variant.fused) if variant.converted else model)
         self.network, self.device = network, device
         self.model = torch.compile(model) if variant.compiled else model
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
