@@ -174,19 +174,20 @@ def training(root: Path, folder: Path) -> list[str]:
         "training accuracy in points; the median, over epochs that no other program disturbed, of PyTorch's seconds "
         "over fastreg's, both trained in turn. A network that has neither dropout nor batch norm is trained once.",
         _markdown(header, table, words=3),
-        *_answers(documents, f"{folder}/training"),
+        *_answers(documents, root, folder / "training"),
         *_images(root, folder / "training", TRAINING_CHARTS),
     ]
 
 
-def _answers(documents: list[dict], folder: str) -> list[str]:
+def _answers(documents: list[dict], root: Path, folder: Path) -> list[str]:
     """A line per question that the data answered."""
     lines = []
     for document in documents:
         if "answer" in document:
             name = document["experiment"]
             question = ALL[name].title
-            files = f"[numbers]({folder}/{name}.json), [chart]({folder}/{name}.png)"
+            found = {"numbers": f"{folder}/{name}.json", "chart": f"{folder}/{name}.png"}
+            files = ", ".join(f"[{what}]({path})" for what, path in found.items() if (root / path).exists())
             text = f"- **{question}**: {document['answer']} {_runs(document)} ({files})"
             lines.append(
                 textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
