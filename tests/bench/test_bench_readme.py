@@ -77,7 +77,7 @@ def test_every_figure_is_of_a_file(root):
     assert "png" not in text
     (root / readme.RESULTS / "abacus/timings.png").touch()
     assert f"]({readme.RESULTS}/abacus/timings.png)" in readme.write(text, root)
-    assert readme.write(text, root).count("batch norm 2x3") == 1
+    assert readme.write(text, root).count("| batch norm 2x3 fp32 |") == 1
 
 
 @pytest.mark.parametrize("text", ["", EMPTY.replace("end of", "End of"), EMPTY + EMPTY], ids=["none", "open", "twice"])
