@@ -62,6 +62,8 @@ class Report:
         for reason, paths in reasons.items():
             more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
             lines.append(f"    {', '.join(paths[:4])}{more}: {reason}")
+        if self.replaced:
+            lines.append("Tools that look layers up by their exact type do not find these: fastreg.revert(model) first")
         return "\n".join(lines)
 
 
