@@ -31,6 +31,7 @@ def assert_same(one, other, x):
 
 # A bound forward, as hooks of accelerate keep it, which was taken before the class was exchanged.
 
+
 class Subclass(torch.Tensor):
     """What fastreg leaves to torch."""
 
