@@ -197,7 +197,7 @@ def test_lightning_synchronises_batch_norm(tmp_path):
 
 
 def test_torchs_synchronised_batch_norm_in_a_converted_model():
-    """What Lightning's sync_batchnorm=True does: torch's layers stand in for the converted ones, and run as they are."""
+    """What Lightning's sync_batchnorm=True does: torch's layers stand in for the converted ones, and run as such."""
     plain, model = network().eval(), fastreg.convert(network().eval())
     plain, model = map(nn.SyncBatchNorm.convert_sync_batchnorm, (plain, model))
     assert type(model[1]) is type(model[4].bn) is nn.SyncBatchNorm
