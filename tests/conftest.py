@@ -22,6 +22,7 @@ if EXECUTED:
     sys.modules["fastreg._C"] = extension.load()
 
 from fastreg import _extension  # noqa: E402
+from fastreg.conversion import held  # noqa: E402
 
 # No test asserts a time; a failure prints what reproduces it.
 hypothesis.settings.register_profile("fastreg", deadline=None, print_blob=True)
@@ -58,6 +59,12 @@ NEEDS = {
     ),
     "full": (lambda config: config.getoption("--full"), "take long and have not run: --full runs them"),
 }
+
+
+@pytest.fixture(autouse=True)
+def fused_at_any_size(monkeypatch):
+    """Tests of converted models have tensors so small that nothing would be fused."""
+    monkeypatch.setattr(held, "SMALL", -1)
 
 
 def pytest_addoption(parser):

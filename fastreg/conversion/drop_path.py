@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from fastreg.conversion.source import definition
-from fastreg.nn.derived import Unreadable, original_of
+from fastreg.nn.derived import Unreadable
 
 # What is in braces is the module's: p, and whether what is kept is scaled.
 _RETURNED = ("{p} == 0 or not {training}", "{p} is None or {p} == 0 or not {training}", "not {p} or not {training}")
@@ -51,7 +51,7 @@ class Rule(NamedTuple):
     function: Callable | None = None
 
     def holds(self, cls: type) -> bool:
-        if original_of(cls).forward is not self.forward:
+        if cls.forward is not self.forward:
             return False
         return not self.called or self.forward.__globals__.get(self.called) is self.function
 

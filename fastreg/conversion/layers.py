@@ -15,7 +15,7 @@ from fastreg._activation import Activation
 from fastreg.conversion.drop_path import Rule, rule_of
 from fastreg.functional import _fused
 from fastreg.nn.batch_norm import statistics_and_settings
-from fastreg.nn.derived import CONVERTED, Derived, derive, kind_and_original, original_of, undone
+from fastreg.nn.derived import CONVERTED, Derived, derive, kind_and_original, undone
 from fastreg.nn.tracing import traced_call
 
 # fastreg's class for each of torch's, and back.
@@ -200,7 +200,7 @@ _rules: dict[type, Rule | None] = {}
 def drop_path_rule(cls: type) -> Rule | None:
     """How a class drops samples; None for classes that do not."""
     if cls not in _rules:
-        _rules[cls] = _find_rule(original_of(cls))
+        _rules[cls] = _find_rule(cls)
     rule = _rules[cls]
     return rule if rule is None or rule.holds(cls) else None
 

@@ -38,7 +38,10 @@ def statistics_and_settings(module):
     if not training:
         training = running_mean is None and running_var is None
     elif module.track_running_stats:
-        count = module.num_batches_tracked
+        try:
+            count = module._buffers["num_batches_tracked"]
+        except KeyError:
+            count = module.num_batches_tracked
     else:
         running_mean = running_var = None
     if momentum is None and count is None:
