@@ -34,7 +34,7 @@ def functions_called(module: nn.Module) -> list[str]:
     """The names of functions that a module's forward, or a method that it calls, calls and that draw, drop or normalise
     by themselves, or call such a function."""
     cls = original_of(type(module))
-    if isinstance(module, torch.jit.ScriptModule) or cls.__module__.startswith("torch.nn.modules"):
+    if isinstance(module, torch.jit.ScriptModule) or cls.__module__.startswith(("torch.nn.modules.", "fastreg.")):
         return []
     return [name for name, p in _called_by(*own_methods(cls)) if p is None or not _is_zero(p, module)]
 
@@ -48,14 +48,24 @@ def _called_by(*functions):
             name, given = _name(call), {keyword.arg: keyword.value for keyword in call.keywords}
             p = next((given[argument] for argument in (*_PROBABILITIES, "p") if argument in given), None)
             itself = isinstance(getattr(call.func, "value", None), ast.Name) and call.func.value.id == "self"
-            if not itself and (name in _FUNCTIONS or _PROBABILITIES & given.keys() or _draws(function, call.func)):
+            called = _global(function, call.func)
+            if itself or str(getattr(called, "__module__", None)).startswith("fastreg."):
+                continue
+            if name in _FUNCTIONS or _PROBABILITIES & given.keys() or _draws(called):
                 found.append((name, p))
     return found
 
 
-def _draws(caller, called):
-    """Whether what is called is a function, not of torch's, that calls one that draws."""
-    function = getattr(caller, "__globals__", {}).get(called.id) if isinstance(called, ast.Name) else None
+def _global(caller, node):
+    """What a name, or an attribute of a module, is among the caller's globals; else None."""
+    if isinstance(node, ast.Name):
+        return getattr(caller, "__globals__", {}).get(node.id)
+    module = _global(caller, node.value) if isinstance(node, ast.Attribute) else None
+    return vars(module).get(node.attr) if isinstance(module, types.ModuleType) else None
+
+
+def _draws(function):
+    """Whether something is a function, not of torch's, that calls one that draws."""
     if not isinstance(function, types.FunctionType) or f"{function.__module__}.".startswith("torch."):
         return False
     return any(_name(call) in _FUNCTIONS for call in _calls(function))

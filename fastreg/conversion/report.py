@@ -136,7 +136,7 @@ def _left(module: nn.Module, fused: set[nn.Module]) -> str | None:
     if layers.is_drop_path(module):
         draws = module not in fused and layers.drop_probability(module) != 0.0
         return f"{cls.__name__} is not next to what it could be fused with" if draws else None
-    if layers.looks_like_drop_path(cls):
+    if layers.looks_like_drop_path(cls) and not any(True for _ in module.children()):
         return f"{cls.__name__} has a forward that is not known to be drop path"
     if not layers.is_layer(module) or layers.qualified_name(cls) in layers.FROZEN_NORMS:
         return None

@@ -247,6 +247,22 @@ def test_every_draw_and_batch_norm_that_stays_torchs_is_named():
     assert "dropout" not in left and "attend" not in left
 
 
+def test_what_is_fastregs_is_not_named():
+    class Ours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = fastreg.nn.DropConnectLinear(6, 6)
+
+        def forward(self, x):
+            return fastreg.functional.dropout(self.linear(x), 0.5, self.training)
+
+    class DropPathBlock(Block):
+        """Of a name like drop path's."""
+
+    assert not fastreg.report(fastreg.convert(Ours())).left
+    assert not fastreg.report(fastreg.convert(DropPathBlock(DropPath()))).left
+
+
 def test_a_decorated_forward_is_read_for_draws():
     class Decorated(nn.Module):
         @torch.autocast("cpu", enabled=False)
