@@ -44,7 +44,6 @@ CONTAINERS = {
 DROP_PATHS = {
     "fastreg.nn.dropout.DropPath": ("p", "scaling", "train"),
     "torchvision.ops.stochastic_depth.StochasticDepth": ("p", "mode", "row"),
-    "timm.layers.drop.DropPath": ("drop_prob", "scale_by_keep", True),
 }
 # Activations: the name, and whether the module's attribute act is what computes it, where it has one.
 ACTIVATIONS = {
@@ -212,9 +211,10 @@ def _find_rule(cls):
 
 
 def looks_like_drop_path(cls: type) -> bool:
-    """By its name."""
+    """By its name, whatever it does."""
     name = cls.__name__.lower().replace("_", "")
-    return issubclass(cls, nn.Module) and any(word in name for word in ("droppath", "stochasticdepth", "dropconnect"))
+    words = "droppath", "stochasticdepth", "dropconnect"
+    return not cls.__module__.startswith("fastreg.") and any(word in name for word in words)
 
 
 def is_drop_path(module: nn.Module) -> bool:
