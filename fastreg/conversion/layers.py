@@ -44,6 +44,7 @@ CONTAINERS = {
 DROP_PATHS = {
     "fastreg.nn.dropout.DropPath": ("p", "scaling", "train"),
     "torchvision.ops.stochastic_depth.StochasticDepth": ("p", "mode", "row"),
+    "timm.layers.drop.DropPath": ("drop_prob", "scale_by_keep", True),
 }
 # Activations: the name, and whether the module's attribute act is what computes it, where it has one.
 ACTIVATIONS = {

@@ -30,14 +30,14 @@ def hugging_faces(name, kind, shape, sites, **settings):
 
 
 def draw_fastregs_masks(model):
-    """Drop paths that are told by their source draw fastreg's masks. Each module gets a forward of its own: the classes
-    are to stay what they are."""
+    """Drop paths of Hugging Face's draw fastreg's masks. Each module gets a forward of its own: a class with another
+    forward is another class."""
 
     def forward(self, x):
         return fastreg.functional.drop_path(x, self.drop_prob, self.training)
 
     for module in model.modules():
-        if type(module).__name__.endswith("DropPath"):
+        if type(module).__name__.endswith("DropPath") and type(module).__module__.startswith("transformers."):
             module.forward = types.MethodType(forward, module)
 
 

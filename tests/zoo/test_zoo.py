@@ -31,10 +31,14 @@ some_models = pytest.mark.parametrize(
 def same_masks(monkeypatch):
     """Whatever drops elements or samples in the plain models draws fastreg's masks."""
 
+    def drop_path(x, drop_prob=0.0, training=False, scale_by_keep=True):
+        return fastreg.functional.drop_path(x, drop_prob, training)
+
     def stochastic_depth(input, p, mode, training=True):
         return fastreg.functional.drop_path(input, p, training)
 
     monkeypatch.setattr(F, "dropout", fastreg.functional.dropout)
+    monkeypatch.setattr(importlib.import_module("timm.layers.drop"), "drop_path", drop_path)
     monkeypatch.setattr(
         importlib.import_module("torchvision.ops.stochastic_depth"), "stochastic_depth", stochastic_depth
     )
