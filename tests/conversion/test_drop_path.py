@@ -170,6 +170,30 @@ def test_what_is_not_known_to_be_drop_path_is_left_and_named(cls):
         assert fused_calls(model, torch.randn(6, 6)) == 0
 
 
+def shadowing():
+    """Modules whose names are not those of the file."""
+
+    def drop_path(x, *settings):
+        return 3 * x
+
+    class ClosureDropPath(DropPath):
+        def forward(self, x):
+            return drop_path(x, self.drop_prob, self.training)
+
+    class ArgumentDropPath(DropPath):
+        def forward(self, x, old_drop_path=drop_path):
+            return old_drop_path(x, self.drop_prob, self.training)
+
+    return ClosureDropPath, ArgumentDropPath
+
+
+@pytest.mark.parametrize("cls", shadowing(), ids=lambda cls: cls.__name__)
+def test_a_local_name_is_no_global_one(cls):
+    model, x = fastreg.convert(Block(cls())), torch.randn(ROWS)
+    assert forms.rule_of(cls) is None and forms.rule_of(OldDropPath) is not None
+    torch.testing.assert_close(model(x), x + 3 * model.linear(x))
+
+
 def test_settings_that_are_another_function():
     x = torch.randn(ROWS)
     model = fastreg.convert(Block(DropPath()))
