@@ -60,8 +60,10 @@ def test_published_accuracies_stand_beside_the_seeds():
     rows = rows_of({"dropout 0.2, 0.5": [0.85, 0.86, 0.87, 0.84]})
     assert fashion.DROPOUT.answer(rows) == (
         "85.0% to 87.0% with torch's layers and 84.0% to 86.0% with fastreg's layers by seed; published for "
-        "Fashion-MNIST are 88.1% from scratch, 87.3% concise."
+        "Fashion-MNIST are 88.1% from scratch, 87.3% concise, which no run here reached."
     )
+    rows = rows_of({"dropout 0.2, 0.5": [0.85, 0.88]})
+    assert fashion.DROPOUT.answer(rows).endswith("87.3% concise.")
     assert fashion.DROPOUT.seeds == 5
 
 
