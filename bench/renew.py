@@ -23,7 +23,8 @@ def commands(part: str, folder: Path) -> list[list[str]]:
         more = ["--more", "--minutes", "20"] if part == "timings" else []
         return [["bench", "--only", part, *threads, *more, "--out", str(folder)]]
     studies = ["fashion-dropout", "--study"] if part == "studies" else []
-    return [["bench.training", *studies, "all", *threads, "--out", str(folder / "training")]]
+    training = ["bench.training", *studies, "all", *threads, "--out", str(folder / "training")]
+    return [["bench.data"], training]  # or else digits would stand in
 
 
 def folder_name(model: str, instruction_set: str, threads: int) -> str:
