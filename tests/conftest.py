@@ -22,6 +22,7 @@ if EXECUTED:
     sys.modules["fastreg._C"] = extension.load()
 
 from fastreg import _extension  # noqa: E402
+from fastreg.conversion import held  # noqa: E402
 
 # No test asserts a time; a failure prints what reproduces it.
 hypothesis.settings.register_profile("fastreg", deadline=None, print_blob=True)
@@ -41,6 +42,12 @@ def has_zoo():
     return has("torchvision") and has("timm")
 
 
+def has_onednn():
+    from bench.timings.cpu_peers import ONEDNN, PEERS
+
+    return all(peer.absence() is None for peer in PEERS if peer.module == ONEDNN)
+
+
 def has(name):
     return importlib.util.find_spec(name) is not None
 
@@ -52,12 +59,19 @@ NEEDS = {
     "nvcc": (lambda config: has_nvcc(), "need nvcc and have not run: there is none here"),
     "triton": (lambda config: has("triton"), "need Triton and have not run: there is none here"),
     "helion": (lambda config: has("helion"), "need Helion and have not run: there is none here"),
+    "onednn": (lambda config: has_onednn(), "need oneDNN and have not run: there is none here"),
     "zoo": (
         lambda config: has_zoo(),
         "need torchvision and timm (the extra zoo) and have not run: there are none here",
     ),
     "full": (lambda config: config.getoption("--full"), "take long and have not run: --full runs them"),
 }
+
+
+@pytest.fixture(autouse=True)
+def fused_at_any_size(monkeypatch):
+    """Tests of converted models have tensors so small that nothing would be fused."""
+    monkeypatch.setattr(held, "SMALL", -1)
 
 
 def pytest_addoption(parser):
@@ -109,6 +123,10 @@ def pytest_collection_modifyitems(config, items):
     if EXECUTED:
         others = [item for item in items if not item.get_closest_marker("kernels")]
         leave_out(config, items, others, "are not marked kernels and have not run: make py-test runs them")
+    for name in sorted({marker.args[0] for item in items for marker in item.iter_markers("package")}):
+        marked = [item for item in items if name in {marker.args[0] for marker in item.iter_markers("package")}]
+        if not has(name):
+            leave_out(config, items, marked, f"need {name} (the extra tools) and have not run: there is none here")
     for marker, (available, what) in NEEDS.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not available(config):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bench.statistics import quantiles
-from bench.timings import default, memory, providers, run, shapes
+from bench.timings import cpu_peers, default, memory, providers, run, shapes
 from bench.timings.cases import Case, Choice
 from bench.timings.default import DTYPES, LAYOUTS
 from bench.timings.ops import MODES, OPS
@@ -45,6 +45,17 @@ def test_default_set(device):
     assert {case.layout for case in everything if case.op == "batch_norm_relu_dropout"} == set(LAYOUTS)
     for case in everything:
         assert len(case.shape) in OPS[case.op].ranks
+
+
+def test_more_than_the_default_set():
+    more = cases(more=True)
+    assert set(more) > set(cases()) and len(set(more)) == len(more)
+    tensors = {(case.op, case.dtype) for case in more}
+    for op in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu", "batch_norm_relu_dropout", "relu_dropout"):
+        assert {(op, torch.bfloat16), (op, torch.float16)} <= tensors
+    assert {len(case.shape) for case in more if case.op == "batch_norm"} == {2, 3, 4, 5}
+    assert {case.mode for case in more if case.shape == (8, 64, 56, 56)} >= {"both", "evaluation"}
+    assert cases(more=True, ops=["dropout"], shapes=["8"]) == cases(ops=["dropout"], shapes=["8"])
 
 
 def test_choice_is_each_with_each():
@@ -146,8 +157,12 @@ def test_absent_providers_are_told(monkeypatch):
 
 
 def test_who_is_timed_where():
+    known = [
+        provider for provider in providers.PROVIDERS.values() if provider not in (*cpu_peers.PEERS, *cpu_peers.INDUCTOR)
+    ]
+
     def names(case, device=CUDA, everything=False):
-        return [p.name for p in providers.of_case(case, device, list(providers.PROVIDERS.values()), everything)]
+        return [p.name for p in providers.of_case(case, device, known, everything)]
 
     image = (32, 64, 56, 56)
     norm = Case("batch_norm", "both", image)
@@ -193,7 +208,7 @@ def test_rounds_alternate_the_order_and_walk_the_pools():
     calls = []
     workloads = {name: Workload(lambda entry, name=name: calls.append((name, entry)), range(3)) for name in ("a", "b")}
     low, high = run.ROUNDS
-    samples = run._rounds(workloads, {"a": 1, "b": 2}, CPU, deadline=0)
+    samples = run.rounds(workloads, {"a": 1, "b": 2}, CPU, deadline=0)
     assert {name: len(times) for name, times in samples.items()} == {"a": low, "b": low}
     assert calls[:6] == [("a", 0), ("b", 0), ("b", 1), ("b", 2), ("b", 0), ("a", 1)]
     assert low < high
@@ -347,3 +362,26 @@ def test_triton_dropout():
     """In Triton's interpreter, on the CPU."""
     environ = os.environ | {"TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", TRITON], cwd=ROOT, env=environ, check=True)
+
+
+FAULTS = """
+import resource
+import torch
+from bench import allocator
+
+x = torch.zeros(16 << 20)
+x.clone()
+print(allocator.keep_freed_memory())
+for _ in range(16):  # until the heap has found its size
+    x.clone()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    x.clone()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_memory_is_kept():
+    """In a process of its own, as it is for good: copies of 64 MiB take no new pages."""
+    output = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout.split()
+    assert output[0] == "False" or int(output[1]) < 1000  # of 163 840
