@@ -8,6 +8,7 @@ draw_rng_state, record_rng_states, replay_rng_states, dropout_mask: the random s
 sharded_batch: dropout of a batch that is spread over processes
 export_decompositions: exported programs that need no fastreg
 convert, report, revert: a model's layers to fastreg's, what that did, and back
+patch_torch, unpatch_torch: torch's own dropout and batch norm, in any program, computed by fastreg
 empty_cache: gives the memory kept for large results on the CPU back
 """
 
@@ -17,6 +18,7 @@ from fastreg.conversion import convert, report, revert
 from fastreg.explanation import explain
 from fastreg.export import export_decompositions
 from fastreg.functional import dropout_mask
+from fastreg.patching import patch_torch, unpatch_torch
 from fastreg.rng_states import draw_rng_state, record_rng_states, replay_rng_states
 from fastreg.sharding import sharded_batch
 
@@ -32,10 +34,12 @@ __all__ = [
     "export_decompositions",
     "functional",
     "nn",
+    "patch_torch",
     "record_rng_states",
     "reference",
     "replay_rng_states",
     "report",
     "revert",
     "sharded_batch",
+    "unpatch_torch",
 ]

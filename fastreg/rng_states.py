@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 from torch.utils import checkpoint
 
 from fastreg import ops, reference
+from fastreg._extension import available, module
 from fastreg._routing import has_operators
 
 __all__ = ["draw_rng_state", "record_rng_states", "replay_rng_states"]
@@ -45,14 +46,22 @@ def draw_own(device: torch.device) -> Tensor:
     return reference.dropout.draw_state(device)
 
 
-@contextmanager
-def _use(give) -> Iterator[None]:
+def use_source(give):
+    """Let calls be given their states by this, or draw them where it is None. Returns what gave them before."""
     global source
     outer, source = source, give
+    if available("cpu"):
+        module().give_states_to_patched(give is not None)
+    return outer
+
+
+@contextmanager
+def _use(give) -> Iterator[None]:
+    outer = use_source(give)
     try:
         yield
     finally:
-        source = outer
+        use_source(outer)
 
 
 def refuse_to_compile(name):

@@ -81,11 +81,12 @@ def sharded_batch(rows: int | Sequence[int], group=None, *, dim: int = 0) -> Ite
     global current
     outer, current = current, _Batch(rows, group, dim)
     drawer, rng_states.drawer = rng_states.drawer, current.draw
-    source, rng_states.source = rng_states.source, rng_states.source or current.draw
+    source = rng_states.use_source(rng_states.source or current.draw)
     try:
         yield
     finally:
-        current, rng_states.drawer, rng_states.source = outer, drawer, source
+        current, rng_states.drawer = outer, drawer
+        rng_states.use_source(source)
 
 
 class _Batch:

@@ -18,7 +18,7 @@ LAYERS = (
     ("rng_states", "sharded_tensors", "sharding"),
     ("functional",),
     ("nn",),
-    ("conversion", "explanation", "export"),
+    ("conversion", "explanation", "export", "patching"),
     ("", "__main__"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
