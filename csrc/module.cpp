@@ -116,14 +116,18 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
 }
 
 // What is told of patched calls: a function of (op, shape, dtype, bytes of an element, device, draws, records, why_left).
-py::object told_of_patched;
+// Never destroyed: Python may be gone by then.
+py::object& told_of_patched() {
+  static auto& observer = *new py::object;
+  return observer;
+}
 
 void tell(const fastreg::PatchedCall& call) {
   if (!Py_IsInitialized()) return;
   const at::Tensor& x = call.input;
   const std::string shape = x.is_nested() ? "nested" : c10::str(x.sym_sizes());
   const py::gil_scoped_acquire gil;
-  const py::object observer = told_of_patched;
+  const py::object observer = told_of_patched();
   if (!observer || observer.is_none()) return;
   try {
     const py::object why_left = call.why_left ? py::object(py::str(call.why_left)) : py::object(py::none());
@@ -136,7 +140,7 @@ void tell(const fastreg::PatchedCall& call) {
 
 void observe_patched(const py::object& observer) {
   fastreg::observe_patched(nullptr);
-  told_of_patched = observer;
+  told_of_patched() = observer;
   if (!observer.is_none()) fastreg::observe_patched(&tell);
 }
 

@@ -169,7 +169,7 @@ def _left(module: nn.Module) -> str | None:
     """Why a layer is left alone; None where it is not, or is no layer."""
     cls = type(module)
     if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
-        return f"dropout within {cls.__name__} is not replaced" if module.dropout else None
+        return f"dropout within {cls.__name__} is not replaced: only patch_torch reaches it" if module.dropout else None
     if isinstance(module, Derived) or cls in layers.TORCHS or not layers.is_layer(module):
         return None
     if layers.is_drop_path(module) or layers.qualified_name(cls) in layers.FROZEN_NORMS:

@@ -19,7 +19,8 @@ LAYERS = (
     ("functional",),
     ("nn",),
     ("conversion", "explanation", "export", "patching"),
-    ("", "__main__"),
+    ("calls",),
+    ("", "__main__", "running"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 
