@@ -115,8 +115,8 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
   return told;
 }
 
-// What is told of patched calls: a function of (op, shape, dtype, bytes of an element, device, draws, records, why_left).
-// Never destroyed: Python may be gone by then.
+// What is told of patched calls: a function of (op, shape, dtype, bytes of an element, device, draws, records,
+// why_left). Never destroyed: Python may be gone by then.
 py::object& told_of_patched() {
   static auto& observer = *new py::object;
   return observer;

@@ -139,6 +139,5 @@ TORCH_LIBRARY(fastreg, m) {
 
   // What torch's operators of the same names call, while they are patched (operators/torch_patch.cpp), where Python has
   // a say: it gives calls their random states, and traced ones pure operators. Composed of the operators above.
-  m.def(
-      "patched_dropout(str name, Tensor input, float p, bool inplace, int? dims, bool alpha, bool traced) -> Tensor");
+  m.def("patched_dropout(str name, Tensor input, float p, bool inplace, int? dims, bool alpha, bool traced) -> Tensor");
 }

@@ -5,6 +5,7 @@ fastreg.functional  functions, in place of torch.nn.functional's
 fastreg.reference   the same in plain PyTorch
 
 draw_rng_state, record_rng_states, replay_rng_states, dropout_mask: the random states of dropout, and their masks
+checkpoint_contexts: the same masks again where a function is called again in the backward pass
 sharded_batch: dropout of a batch that is spread over processes
 export_decompositions: exported programs that need no fastreg
 convert, report, revert: a model's layers to fastreg's, what that did, and back
@@ -19,13 +20,14 @@ from fastreg.explanation import explain
 from fastreg.export import export_decompositions
 from fastreg.functional import dropout_mask
 from fastreg.patching import patch_torch, unpatch_torch
-from fastreg.rng_states import draw_rng_state, record_rng_states, replay_rng_states
+from fastreg.rng_states import checkpoint_contexts, draw_rng_state, record_rng_states, replay_rng_states
 from fastreg.sharding import sharded_batch
 
 __version__ = "0.1.0"
 
 __all__ = [
     "build_info",
+    "checkpoint_contexts",
     "convert",
     "draw_rng_state",
     "dropout_mask",

@@ -123,7 +123,7 @@ class _Batch:
         self.rows = rows
         self.step = torch.tensor([0, 8], device=device)
 
-    def draw(self, device):
+    def draw(self, device, kept=False):
         """The state of the next call, the same on all ranks."""
         rng_states.refuse_to_compile("sharded_batch")
         if rng_states.checkpoints() != self.checkpoints:

@@ -57,9 +57,11 @@ c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
 // ---- which calls are fastreg's
 
 bool has_own_dispatch(const Tensor& t) { return t.key_set().has(DispatchKey::Python); }
+// By torch.func.functionalize, which takes no operator of fastreg's that writes to its arguments.
+bool is_functionalized(const Tensor& t) { return t.key_set().has(DispatchKey::Functionalize); }
 bool is_wrapped_by_transform(const Tensor& t) {
-  return t.key_set().has_any(
-      c10::DispatchKeySet({DispatchKey::FuncTorchGradWrapper, DispatchKey::FuncTorchBatched}));
+  return t.key_set().has_any(c10::DispatchKeySet(
+      {DispatchKey::FuncTorchGradWrapper, DispatchKey::FuncTorchBatched, DispatchKey::Functionalize}));
 }
 
 // A tensor that only pretends to have values, for compilers, unlike those of any other Python type.
@@ -122,7 +124,7 @@ const char* why_not_dropped(const Tensor& x, double p, bool train, int64_t dims)
 bool is_traced(const Tensor& x) {
   using c10::impl::TorchDispatchModeKey;
   using c10::impl::TorchDispatchModeTLS;
-  if (has_own_dispatch(x)) return true;
+  if (has_own_dispatch(x) || is_functionalized(x)) return true;
   return TorchDispatchModeTLS::any_modes_set() && (TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FAKE) ||
                                                    TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY) ||
                                                    TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL));
@@ -148,8 +150,7 @@ std::array<double, 3> alpha_transform(double p) {
 // An operator of torch's: Form has name, dims (of feature dropout, else 0), alpha, and torch's functions.
 template <class Form>
 Tensor dropout(const Tensor& x, double p, bool train) {
-  if (!decide(Form::kName, x, why_not_dropped(x, p, train, Form::kDims), Form::kDims))
-    return Form::torchs(x, p, train);
+  if (!decide(Form::kName, x, why_not_dropped(x, p, train, Form::kDims), Form::kDims)) return Form::torchs(x, p, train);
   std::optional<int64_t> dims;
   if (Form::kDims) dims = Form::kDims;
   const bool traced = is_traced(x);
@@ -272,6 +273,7 @@ const char* why_not_normalized(const Tensor& x, const OptionalTensor& weight, co
                                const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training,
                                double eps) {
   if (const char* why = why_not(x)) return why;
+  if (is_functionalized(x)) return "functionalized";
   if (x.dim() < 2) return "too few dimensions";
   if (x.sym_numel() == 0) return "no elements";
   const bool has_mean = running_mean && running_mean->defined(), has_var = running_var && running_var->defined();
@@ -283,7 +285,7 @@ const char* why_not_normalized(const Tensor& x, const OptionalTensor& weight, co
   for (const auto* statistic : {&running_mean, &running_var})
     if (const char* why = why_not_parameter(*statistic, x, true)) return why;
   return training && overlap(x, weight, bias, running_mean, running_var) ? "running statistics in shared memory"
-                                                                        : nullptr;
+                                                                         : nullptr;
 }
 
 template <class Torchs>

@@ -56,7 +56,9 @@ def drop_patched(name, input, p, inplace, dims, transform, traced):
     if not traced:
         return drop(name, input, p, inplace, None, dims, transform)
     if rng_states.source is not None:
-        raise RuntimeError(f"{name}: dropout must not be compiled where its random states are given: call it uncompiled")
+        raise RuntimeError(
+            f"{name}: dropout must not be compiled where its random states are given: call it uncompiled"
+        )
     return _drop_traced(input, p, inplace, None, dims, transform, None, None)
 
 

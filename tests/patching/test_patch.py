@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fastreg
 from fastreg import patching
@@ -108,18 +109,6 @@ def test_native_dropout_gives_its_mask():
         assert torch.equal(y, input * mask * 2)
 
 
-class Subclass(torch.Tensor):
-    """With a dispatch of its own."""
-
-    @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        plain = [a.as_subclass(torch.Tensor) if isinstance(a, Subclass) else a for a in args]
-        Subclass.seen.append(str(function))
-        return function(*plain, **(kwargs or {}))
-
-
-
-
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
 def test_errors_are_torchs(p):
     messages = []
@@ -155,19 +144,13 @@ def test_refused_as_by_torch(call):
 
 def test_what_is_left_to_torch():
     """With the results that it has without the patch."""
-    Subclass.seen = []
-    subclass = torch.ones(4).as_subclass(Subclass)
-    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    subclass = TwoTensor(torch.ones(4), torch.ones(4))
     statistics = [torch.zeros(16), torch.ones(16)]
     calls = {
-        "a tensor subclass with a dispatch of its own": lambda: F.dropout(subclass),
-        "nested": lambda: F.dropout(nested).values() if nested.layout is torch.jagged else F.dropout(nested).unbind()[0],
-        "a device without kernels": lambda: F.dropout(torch.ones(3, device="meta")),
+        "a tensor subclass with a dispatch of its own": lambda: F.dropout(subclass).a,
         NOTHING_DROPPED: lambda: F.dropout(torch.ones(3), 0.0),
-        "eps is not positive": lambda: F.batch_norm(x(), None, None, training=True, eps=0.0),
-        "one value per channel": lambda: torch.batch_norm(
-            x(1, 16), None, None, None, None, True, 0.1, 1e-5, False
-        ),
+        "eps is not positive": lambda: torch.batch_norm(x(), None, None, None, None, True, 0.1, 0.0, False),
+        "one value per channel": lambda: torch.batch_norm(x(1, 16), None, None, None, None, True, 0.1, 1e-5, False),
         "running statistics in shared memory": lambda: F.batch_norm(
             x(), statistics[0], statistics[1], statistics[0], training=True
         ),
@@ -182,10 +165,19 @@ def test_what_is_left_to_torch():
                 after = run(call)
             finally:
                 calls_made.stop()
-        (site,) = [site for site in calls_made.counts if not site.op.startswith("native")]
-        assert site.why_left == why
-        if after.device.type != "meta":
-            assert torch.equal(torch.as_tensor(after), torch.as_tensor(before)) or after.isnan().all()
+        assert why in [site.why_left for site in calls_made.counts]
+        assert torch.equal(after, before) or after.isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors(layout):
+    """Torch's, whatever it then drops elements of."""
+    nested = torch.nested.nested_tensor([torch.ones(200), torch.ones(300)], layout=layout)
+    with fastreg.patch_torch():
+        parts = F.dropout(nested).unbind()
+    assert [len(part) for part in parts] == [200, 300]
+    assert all(set(part.tolist()) == {0.0, 2.0} for part in parts)
 
 
 def test_evaluation_returns_the_tensor_itself():
