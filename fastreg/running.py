@@ -110,7 +110,7 @@ def _module(name, arguments):
 
 def _of_module(name, path, arguments):
     try:
-        _, spec, code = runpy._get_module_details(name)
+        _, spec, code = runpy._get_module_details(name, runpy._Error)
     except runpy._Error as error:
         raise _Refused(error) from None
     values = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": spec.loader}

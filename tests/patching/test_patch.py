@@ -145,15 +145,17 @@ def test_refused_as_by_torch(call):
 def test_what_is_left_to_torch():
     """With the results that it has without the patch."""
     subclass = TwoTensor(torch.ones(4), torch.ones(4))
-    statistics = [torch.zeros(16), torch.ones(16)]
+
+    def with_shared_memory():
+        shared = torch.ones(16)
+        return F.batch_norm(x(), shared, torch.ones(16), shared, training=True)
+
     calls = {
         "a tensor subclass with a dispatch of its own": lambda: F.dropout(subclass).a,
         NOTHING_DROPPED: lambda: F.dropout(torch.ones(3), 0.0),
         "eps is not positive": lambda: torch.batch_norm(x(), None, None, None, None, True, 0.1, 0.0, False),
         "one value per channel": lambda: torch.batch_norm(x(1, 16), None, None, None, None, True, 0.1, 1e-5, False),
-        "running statistics in shared memory": lambda: F.batch_norm(
-            x(), statistics[0], statistics[1], statistics[0], training=True
-        ),
+        "running statistics in shared memory": with_shared_memory,
         "no elements": lambda: F.batch_norm(x(0, 16), None, None, training=True),
     }
     for why, call in calls.items():

@@ -37,9 +37,7 @@ def test_program(program):
     found = losses(dropped)
     assert found.isfinite().all() and not torch.allclose(found, plain)
     assert "calls taken over" in dropped.stderr and "left to torch:" not in dropped.stderr
-    if program.stem == "ddp":
-        assert "True" in result.stderr
-    elif program.stem not in ("transformer", "lstm", "selfnormalizing", "compiled"):
+    if program.stem not in ("transformer", "lstm", "selfnormalizing", "compiled"):
         assert "batch_norm [" in result.stderr
 
 
