@@ -10,7 +10,7 @@ from pathlib import Path
 try:
     import torch
 
-    from bench import compare, environment, failures, parts, results
+    from bench import allocator, compare, environment, failures, parts, results
     from bench.arguments import factor, positive, shape_name
     from bench.end_to_end.networks import NAMES
     from bench.end_to_end.step import VARIANTS
@@ -18,6 +18,7 @@ try:
     from bench.timings.ops import MODES, OPS
     from bench.timings.providers import FASTREG, PROVIDERS
     from bench.timings.shapes import SETS, SWEEP
+    from bench.users.networks import NAMES as USERS
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
         raise
@@ -50,8 +51,9 @@ def parser() -> argparse.ArgumentParser:
     add("--minutes", type=factor, default=5, help="for all of them, as far as possible (default: %(default)s)")
     add("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="run nothing: what changed, beyond noise")
 
-    add = command.add_argument_group("end-to-end").add_argument
-    add("--networks", nargs="+", choices=NAMES, metavar="NAME", help=f"{', '.join(NAMES)} (default: all)")
+    add = command.add_argument_group("end-to-end and users").add_argument
+    add("--networks", nargs="+", choices=(*NAMES, *USERS), metavar="NAME", help=f"end-to-end: {', '.join(NAMES)}; "
+        f"users: {', '.join(USERS)} (default: all that are installed)")  # fmt: skip
     add("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="; ".join(VARIANTS) + " (default: all)")
 
     add = command.add_argument_group("training").add_argument
@@ -89,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     args, chosen = parse(argv)
     if args.compare:
         return _compare(*args.compare, args.fail_if_slower)
+    allocator.keep_freed_memory()
     print(environment.caption(args.described), flush=True)
     for name, part in chosen.items():
         try:
@@ -99,10 +102,12 @@ def main(argv: list[str] | None = None) -> int:
             return 3
     if any(failure["provider"] in (FASTREG.name, failures.ALL) for part in chosen.values() for failure in part.failed):
         return 1
-    if args.fail_if_slower and "timings" in chosen:
-        rows = results.read_document(args.out / "timings.json")["rows"]
-        return _fail(compare.slower_than_others(rows, args.fail_if_slower))
-    return 0
+    slower = []
+    for name in ("timings", "users") if args.fail_if_slower else ():
+        if name in chosen:
+            rows = results.read_document(args.out / f"{name}.json")["rows"]
+            slower += compare.slower_than_others(rows, args.fail_if_slower)
+    return _fail(slower)
 
 
 def _compare(before: Path, after: Path, limit: float | None) -> int:

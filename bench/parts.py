@@ -17,16 +17,20 @@ from bench.timings import charts, providers, report, short
 from bench.timings.cases import Choice, key
 from bench.timings.run import Job
 from bench.training import experiments
+from bench.users import report as users_report
+from bench.users import run as users_run
 
 CHARTS = {
     "timings": charts.CHARTS,
     "short": {"": charts.speed},
     "end-to-end": end_to_end_charts.CHARTS,
+    "users": {},
 }
 TITLES = {
     "timings": "fastreg against PyTorch, layer by layer",
     "short": "fastreg against PyTorch: the short table",
     "end-to-end": "Whole networks: training steps, converted to fastreg and not",
+    "users": "Small networks, converted and plain",
 }
 SHARE_OF_MEMORY = 0.7  # that the timings may fill
 
@@ -88,11 +92,19 @@ def _end_to_end(args: Namespace) -> Part:
     return Part(TITLES["end-to-end"], job.run, end_to_end_report.report, CHARTS["end-to-end"], kept=kept, failed=failed)
 
 
+def _users(args: Namespace) -> Part:
+    kept, failed = _kept("users", args)
+    job = users_run.Job(
+        args.device, args.minutes, args.quick, args.networks, done={key(row) for row in kept + failed}, failed=failed
+    )
+    return Part(TITLES["users"], job.run, users_report.report, CHARTS["users"], kept=kept, failed=failed)
+
+
 def _training(args: Namespace) -> Part:
     return experiments.part("digits-batchnorm", experiments.Choice(args.device, seeds=args.seeds, epochs=args.epochs))
 
 
-PARTS = {"timings": _timings, "short": _short, "end-to-end": _end_to_end, "training": _training}
+PARTS = {"timings": _timings, "short": _short, "end-to-end": _end_to_end, "users": _users, "training": _training}
 DEFAULT = ("timings", "training")
 
 

@@ -89,16 +89,16 @@ def _script(path, arguments):
         sys.path.insert(0, path)
         sys.modules.pop("__main__", None)
         return _of_module("__main__", path, arguments)
-    folder = os.path.dirname(os.path.realpath(path))
-    with io.open_code(os.path.abspath(path)) as file:
+    absolute, folder = os.path.abspath(path), os.path.dirname(os.path.realpath(path))
+    with io.open_code(absolute) as file:
         source = file.read()
 
     def run():
         if not sys.flags.safe_path:
             sys.path[0] = folder
         loader = importlib.machinery.SourceFileLoader("__main__", path)
-        values = {"__file__": path, "__cached__": None, "__loader__": loader, "__package__": None, "__spec__": None}
-        _run(compile(source, path, "exec", dont_inherit=True), values, [path, *arguments])
+        values = {"__file__": absolute, "__cached__": None, "__loader__": loader, "__package__": None, "__spec__": None}
+        _run(source, absolute, values, [path, *arguments])
 
     return run
 
@@ -115,16 +115,19 @@ def _of_module(name, path, arguments):
         raise _Refused(error) from None
     values = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": spec.loader}
     values |= {"__package__": spec.parent, "__spec__": spec}
-    return lambda: _run(code, values, [path or spec.origin, *arguments])
+    return lambda: _run(code, spec.origin, values, [path or spec.origin, *arguments])
 
 
-def _run(code, values, argv):
+def _run(code, path, values, argv):
+    """code: a source or what it was compiled to, from path."""
+    if sys.version_info < (3, 14):
+        values["__annotations__"] = {}
     main_module = types.ModuleType("__main__")
     main_module.__dict__.update(values, __builtins__=__builtins__)
     sys.modules["__main__"] = main_module
     sys.argv[:] = argv
-    sys.excepthook = functools.partial(_from_the_program_on, sys.excepthook, code.co_filename)
-    exec(code, main_module.__dict__)
+    sys.excepthook = functools.partial(_from_the_program_on, sys.excepthook, path)
+    exec(compile(code, path, "exec", dont_inherit=True) if isinstance(code, bytes) else code, main_module.__dict__)
 
 
 def _from_the_program_on(show, path, kind, error, traceback):

@@ -21,6 +21,7 @@ Wrap = Callable[[nn.Module], nn.Module]
 class Variant:
     converted: bool
     compiled: bool
+    fused: bool = True  # where it is converted
 
 
 VARIANTS = {
@@ -36,7 +37,7 @@ class Step:
 
     def __init__(self, network: Network, model: nn.Module, variant: Variant, device: torch.device, wrap: Wrap):
         model = model.to(device, memory_format=torch.channels_last if network.channels_last else torch.preserve_format)
-        model = wrap(fastreg.convert(model) if variant.converted else model)
+        model = wrap(fastreg.convert(model, fuse=variant.fused) if variant.converted else model)
         self.network, self.device = network, device
         self.model = torch.compile(model) if variant.compiled else model
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)

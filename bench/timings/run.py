@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -34,6 +35,12 @@ BLOCK_SECONDS = 5e-4  # a block is long against the clock's resolution and the c
 ROUNDS = (7, 400)
 SECONDS_PER_CASE = {False: 2.0, True: 0.05}  # at most, preparation included; by `quick`
 Samples = dict[str, list[float]]  # seconds per call, one per round, of every provider
+
+
+class Timed(Protocol):
+    """Calls that are timed in blocks."""
+
+    def seconds_per_call(self, count: int, device: torch.device) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def measure(
                 continue
             workloads[provider.name], columns[provider.name] = workload, needed
         with _no_garbage_collection():
-            return _rounds(workloads, counts, device, deadline), columns
+            return rounds(workloads, counts, device, deadline), columns
 
 
 def _prepare(case: Case, provider: Provider, device: torch.device, needs: bool) -> tuple[Workload, dict]:
@@ -139,7 +146,7 @@ def _prepare(case: Case, provider: Provider, device: torch.device, needs: bool) 
         }
 
 
-def calls_per_block(workload: Workload, device: torch.device) -> int:
+def calls_per_block(workload: Timed, device: torch.device) -> int:
     """How many calls fill a block; finding out warms up caches, allocator and thread pool."""
     workload.seconds_per_call(2, device)
     count = 1
@@ -148,7 +155,8 @@ def calls_per_block(workload: Workload, device: torch.device) -> int:
     return count
 
 
-def _rounds(workloads: dict[str, Workload], counts: dict[str, int], device: torch.device, deadline: float) -> Samples:
+def rounds(workloads: dict[str, Timed], counts: dict[str, int], device: torch.device, deadline: float) -> Samples:
+    """Samples of a few rounds at least, and of as many as there is time for."""
     samples: Samples = {name: [] for name in workloads}
     order = list(workloads)
     for finished in range(ROUNDS[1]):
@@ -178,11 +186,19 @@ def summarise(
     moved = dict.fromkeys(samples, case.necessary_bytes) | {COPY: 2 * case.tensor_bytes}
     speed = {name: moved[name] / 1e9 / quantiles(times)[1] for name, times in samples.items()}
     nothing = {"saved_bytes": None, "peak_bytes": None, "launches": None}
-    for name, times in samples.items():
-        ratios = [own / ours for own, ours in zip(times, samples[FASTREG.name], strict=True)]
-        row = case.describe() | {"provider": name, "rounds": len(times)}
-        row |= zip(("us_20", "us", "us_80"), (1e6 * q for q in quantiles(times)), strict=True)
-        row |= zip(("ratio_20", "ratio", "ratio_80"), quantiles(ratios), strict=True)
+    for name, row in ratios(samples).items():
+        row = case.describe() | {"provider": name} | row
         row |= {"bytes": moved[name], "gb_per_s": speed[name], "of_copy": speed[name] / speed[COPY]}
         predicted = planned / speed[COPY] / 1e3 if planned and name == FASTREG.name else None
         yield row | {"predicted_us": predicted} | nothing | (columns or {}).get(name, {})
+
+
+def ratios(samples: Samples) -> dict[str, dict]:
+    """By provider: rounds, us per call, and `ratio`, how many times longer than fastreg, with 20 and 80 % quantiles."""
+    rows = {}
+    for name, times in samples.items():
+        ratio = [own / ours for own, ours in zip(times, samples[FASTREG.name], strict=True)]
+        rows[name] = {"rounds": len(times)}
+        rows[name] |= zip(("us_20", "us", "us_80"), (1e6 * q for q in quantiles(times)), strict=True)
+        rows[name] |= zip(("ratio_20", "ratio", "ratio_80"), quantiles(ratio), strict=True)
+    return rows

@@ -1,6 +1,6 @@
 """Values that are held back until what follows is known: what the calls and sums of a rewritten forward run.
 
-At most one operation is held at a time, in a list of one that each run of a forward has of its own. Whatever is not
+At most one operation is held at a time, in the slot that each run of a forward has of its own. Whatever is not
 known to do nothing but compute runs what is held first. So operations are only put together, never exchanged: those
 that somebody could tell apart run in the order in which they stand.
 
@@ -12,6 +12,7 @@ from types import BuiltinFunctionType, FunctionType
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
+from torch._C import _is_tracing
 from torch.compiler import is_compiling
 from torch.jit import is_tracing
 from torch.nn.modules.module import _has_any_global_hook
@@ -46,7 +47,8 @@ class Held:
 
 
 _TENSORS = PLAIN_TYPES | {Abstract}
-_SMALL = 8192  # elements, without a backward pass
+# Elements on the CPU: two operations on so few cost less than to find out that they are one.
+SMALL = 8192
 
 
 def _run(held: Held) -> None:
@@ -68,6 +70,12 @@ def _run(held: Held) -> None:
         held.value = sites.run_act_dropout(held.drop, input, held.residual, held.pre_act)
     held.fresh = held.fresh or held.value is not input
     held.residual = None  # no tensor is kept longer than it would be
+
+
+def begin() -> list:
+    """The slot of a run of a forward: what is held, and the most elements of small tensors; -1 where sizes are not to
+    be asked for, as they may be symbolic."""
+    return [None, -1 if is_compiling() or _is_tracing() else SMALL]
 
 
 def flush(slot: list) -> None:
@@ -114,21 +122,30 @@ def _plain(slot, f, x):
 
 def call(slot: list, f, x):
     """f(x)."""
-    # Two operations on few elements cost less than to find out that they are one.
-    alone = type(x) is Tensor and slot[0] is None and not is_grad_enabled()
-    if alone and not is_compiling() and not is_tracing() and x.numel() <= _SMALL:
-        return f(x)
     cls = type(f)
-    step, forward = STEPS.get(cls) or _classify(cls)
+    step, forward, single = STEPS.get(cls) or _classify(cls)
     if step is None or (forward is not None and cls.forward is not forward):
         return _plain(slot, f, x)
+    if single and slot[0] is None:
+        if type(x) is Tensor:
+            if slot[1] >= 0 and x.numel() <= slot[1] and x.is_cpu:
+                return f(x)
+        elif type(x) is Held and _is_small(slot, x.value):
+            x.fresh = False
+            return f(x.value)
     return step(slot, f, x)
+
+
+def _is_small(slot, x):
+    return slot[1] >= 0 and type(x) is Tensor and x.numel() <= slot[1] and x.is_cpu
 
 
 def call_function(slot: list, f, x, *args, **kwargs):
     """f(x, ...) of a function that may be an activation or a sum."""
     if f is torch.add and len(args) == 1 and not kwargs:
         return add(slot, x, args[0])
+    if slot[0] is None and _is_small(slot, x):
+        return f(x, *args, **kwargs)
     if (act := sites.act_of_function(f, x, args, kwargs)) is not None:
         return _hold_act(slot, act, x)
     x, _ = _operand(slot, x)
@@ -137,13 +154,15 @@ def call_function(slot: list, f, x, *args, **kwargs):
 
 def call_method(slot: list, x, name: str):
     """x.name() of a method that is an activation, if x is a tensor."""
-    if type(x) is not Held and type(x) not in _TENSORS:
+    if type(x) is not Held and (type(x) not in _TENSORS or (slot[0] is None and _is_small(slot, x))):
         return getattr(_operand(slot, x)[0], name)()
     return _hold_act(slot, sites.act_of_method(name), x)
 
 
 def add(slot: list, a, b):
     """a + b."""
+    if slot[0] is None and type(a) is type(b) is Tensor:
+        return a + b
     if (held := _with_residual(slot, a, b)) is not None:
         return held
     a, b = _operand(slot, a)[0], _operand(slot, b)[0]
@@ -299,8 +318,8 @@ def _hold_drop(slot, f, x, of_elements):
 
 
 def _maker(slot, f, x):
-    y = _plain(slot, f, x)
-    if not is_grad_enabled() or type(y) not in _TENSORS or layers.is_hooked(f):
+    y = _plain(slot, f, x) if slot[0] is not None or type(x) is not Tensor else f(x)
+    if _is_small(slot, y) or not is_grad_enabled() or type(y) not in _TENSORS or layers.is_hooked(f):
         return y
     held = Held()
     held.value, held.fresh = y, True
@@ -320,8 +339,9 @@ def _function(slot, f, x):
 
 
 _HOLDABLE = _TENSORS | {Held}
-# (step, the forward that it stands for) of each class; the step is None where nothing is known.
-_FUNCTIONS = {FunctionType: (_function, None), BuiltinFunctionType: (_function, None)}
+# (step, the forward that it stands for, whether that is a single operation) of each class; the step is None where
+# nothing is known.
+_FUNCTIONS = {FunctionType: (_function, None, False), BuiltinFunctionType: (_function, None, False)}
 STEPS = dict(_FUNCTIONS)
 _MOST_CLASSES = 4096  # remembered; programs that make ever new ones do not fill the memory
 
@@ -331,7 +351,7 @@ def _classify(cls):
         STEPS.clear()
         STEPS.update(_FUNCTIONS)
     kind = layers.kind_of(cls) if issubclass(cls, nn.Module) else None
-    STEPS[cls] = entry = _KINDS.get(kind), getattr(cls, "forward", None)
+    STEPS[cls] = entry = _KINDS.get(kind), getattr(cls, "forward", None), kind not in ("container", "maker")
     return entry
 
 

@@ -45,7 +45,7 @@ def read(module: nn.Module, methods: dict[str, Callable], training: bool) -> tup
 class _Reader:
     def __init__(self, module, methods, tensor, unknown, depth):
         self.module, self.methods, self.tensor, self.unknown, self.depth = module, methods, tensor, unknown, depth
-        self.slot = [None]
+        self.slot = [None, -1]
         self.names = {SLOT: self.slot}
 
     def run(self, name):
@@ -122,7 +122,7 @@ class _Reader:
         for body in blocks:
             clones = {}
             self.names = {name: _clone(value, clones) for name, value in names.items()}
-            self.slot = [_clone(slot[0], clones)]
+            self.slot = [_clone(slot[0], clones), -1]
             self.names[SLOT] = self.slot
             try:
                 self.block(body)
@@ -325,7 +325,7 @@ class _Reader:
         return HELPERS[node.func.id](self.slot, *values, **keywords)
 
     def _note(self, module):
-        if "activation" in type(module).__module__ and layers.kind_of(type(module)) is None:
+        if "activation" in type(module).__module__ and layers.activation_of(module) is None:
             self.unknown.append(module)
 
     def _tensor_of(self, value):

@@ -35,6 +35,7 @@ HELPERS = {
         held.flush,
         held.finish,
         held.iterate,
+        held.begin,
     )
 }
 DEFINITION = "_fastreg_definition"  # the attribute of a rewritten function that holds it, and its body
@@ -259,7 +260,7 @@ def rewrite(owner: type, name: str, quiet: Callable[[str], bool]) -> types.Funct
     body = rewriter.block(node.body[len(docstring) :])
     replaced = _parsed(f"if {_OWNER}.{name} is not {_ORIGINAL}: return {_OWNER}.{name}({_arguments(node.args)})")
     last = _parsed(f"return _fastreg_finish({SLOT})")
-    node.body = [*docstring, *replaced, *_parsed(f"{SLOT} = [None]"), *body, *last]
+    node.body = [*docstring, *replaced, *_parsed(f"{SLOT} = _fastreg_begin()"), *body, *last]
     for new in node.body:
         ast.copy_location(new, node) if new not in body else None
     cells = {name: types.CellType(helper) for name, helper in HELPERS.items()}

@@ -14,11 +14,12 @@ def check_batch_norm(
             if statistic is None:
                 raise RuntimeError(f"batch_norm: {name} must be given in evaluation, got None")
         return
-    check_statistics_of_training("batch_norm", running_mean, running_var, eps)
-    if input.dim() >= 2 and input.numel() == input.size(1) != 0:
+    if not eps > 0.0 or (running_mean is None) != (running_var is None):
+        check_statistics_of_training("batch_norm", running_mean, running_var, eps)
+    shape = input.shape
+    if len(shape) >= 2 and input.numel() == shape[1] != 0:
         raise ValueError(
-            "batch_norm: input must have more than 1 value per channel when training, "
-            f"got input size {list(input.shape)}"
+            f"batch_norm: input must have more than 1 value per channel when training, got input size {list(shape)}"
         )
 
 

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from fastreg._routing import is_sharded
 from fastreg.functional import _batch_norm as F
+from fastreg.nn import opacus
 from fastreg.nn.tracing import not_scriptable, traced_call
 
 
@@ -37,7 +38,10 @@ def statistics_and_settings(module):
     if not training:
         training = running_mean is None and running_var is None
     elif module.track_running_stats:
-        count = module.num_batches_tracked
+        try:
+            count = module._buffers["num_batches_tracked"]
+        except KeyError:
+            count = module.num_batches_tracked
     else:
         running_mean = running_var = None
     if momentum is None and count is None:
@@ -64,13 +68,15 @@ class _Forward(torch.nn.modules.batchnorm._BatchNorm):
             self._check_input_dim(input)
             return F.batch_norm_of_shards(input, *statistics_and_settings(self))
         if not F.takes_batch_norm(input):
-            return super().forward(input)
+            # By name: a bound forward that was taken before fastreg.revert runs on torch's layer.
+            return torch.nn.modules.batchnorm._BatchNorm.forward(self, input)
         self._check_input_dim(input)
         return F.batch_norm_with_count(input, *statistics_and_settings(self))
 
     def reset_parameters(self) -> None:
         reset_parameters(self)
 
+    parameters = opacus.parameters
     __prepare_scriptable__ = not_scriptable
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from fastreg import _activation
 from fastreg._activation import Activation
 from fastreg.functional import _fused
-from fastreg.nn import batch_norm
+from fastreg.nn import batch_norm, opacus
 from fastreg.nn.tracing import not_scriptable, traced_call
 
 Act = str | Activation | torch.nn.Module | None
@@ -74,6 +74,7 @@ class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", drop={self.p}" if self.p else "")
 
+    parameters = opacus.parameters
     __prepare_scriptable__ = not_scriptable
 
 

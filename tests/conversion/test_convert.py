@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastreg
+from fastreg.conversion import held
 
 ADD_RELU, RELU = "batch norm + add + relu", "batch norm + relu"
 
@@ -419,6 +420,31 @@ def test_what_others_see_is_not_fused():
     one, other = x.clone(), x.clone()
     torch.testing.assert_close(ours(one), plain(other))
     assert torch.equal(one, other) and not fastreg.report(ours).fused
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_small_tensors_run_layer_by_layer(grad, monkeypatch):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv1d(2, 4, 1), nn.BatchNorm1d(4), nn.ReLU())
+            self.bn, self.drop = nn.BatchNorm1d(4), nn.Dropout(0.5, inplace=True)
+
+        def forward(self, x):
+            h = self.layers(x)
+            y = self.drop(h)  # in evaluation the same tensor
+            z = F.relu_(self.bn(h) + h)
+            return h, y, z, F.relu_(y)
+
+    plain = Net().eval()
+    ours = fastreg.convert(copy.deepcopy(plain))
+    x = torch.randn(3, 2, 5)
+    with torch.set_grad_enabled(grad):
+        for small, fused in ((-1, 2), (59, 2), (60, 0)):  # the container's input has 30 elements, all others 60
+            monkeypatch.setattr(held, "SMALL", small)
+            assert fused_calls(ours, x) == fused
+            for mine, theirs in zip(ours(x), plain(x), strict=True):
+                torch.testing.assert_close(mine, theirs)
 
 
 def test_a_residual_that_broadcasts_is_added_as_torch_does():

@@ -119,11 +119,11 @@ def test_report(script):
         result = run(*RUN, "--report", path, *arguments, cwd=path.parent)
         assert result.returncode == status
         text = result.stderr
-        assert "5 calls taken over, 1 left to torch, 1 with nothing to drop; 38.0 KiB of masks not stored" in text
+        assert "5 calls taken over, 1 left to torch, 1 with nothing to drop; 37.9 KiB of masks not stored" in text
         assert "       3  dropout [32, 100] float32  program.py:5\n" in text
         assert "batch_norm [32, 100] float32  program.py:6\n" in text
         assert "batch_norm [32, 100] float32  program.py:8: eps is not positive" in text
-        assert "dropout [32, 4] float32  program.py:9" in text
+        assert "dropout [32, 1, 4] float32  program.py:9" in text
 
 
 def test_convert(script):

@@ -1,0 +1,1 @@
+"""Networks as users have them, small and at small batches: what converting one costs or gains."""
