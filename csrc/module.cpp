@@ -115,8 +115,13 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
   return told;
 }
 
-// What is told of patched calls: a function of (op, shape, dtype, bytes of an element, device, draws, records,
-// why_left). Never destroyed: Python may be gone by then.
+// Python's functions that patched calls ask and tell; never destroyed, as Python may be gone by then. The first says
+// whether a tensor with a dispatch of its own only stands for a plain one. The second is told of each call: (op, shape,
+// dtype, bytes of an element, device, draws, records, why_left).
+py::object& is_plain_function() {
+  static auto& function = *new py::object;
+  return function;
+}
 py::object& told_of_patched() {
   static auto& observer = *new py::object;
   return observer;
@@ -138,6 +143,16 @@ void tell(const fastreg::PatchedCall& call) {
   }
 }
 
+bool is_plain(void* object) {
+  const py::gil_scoped_acquire gil;
+  return is_plain_function()(py::handle(static_cast<PyObject*>(object))).cast<bool>();
+}
+
+void patch_torch(const py::object& function) {
+  is_plain_function() = function;
+  fastreg::patch_torch(&is_plain);
+}
+
 void observe_patched(const py::object& observer) {
   fastreg::observe_patched(nullptr);
   told_of_patched() = observer;
@@ -152,12 +167,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("empty_cache", &fastreg::empty_cache, py::call_guard<py::gil_scoped_release>(),
              "Give the CPU buffers that are not in use back to the system.");
   module.def("cached_bytes", &fastreg::cached_bytes, "The bytes of the CPU buffers that are not in use.");
-  module.def(
-      "patch_torch",
-      [](const py::object& fake_tensor, const py::object& functional_tensor) {
-        fastreg::patch_torch({fake_tensor.ptr(), functional_tensor.ptr()});
-      },
-      "What fastreg.patch_torch does, once. The two types of tensors that compilers trace with.");
+  module.def("patch_torch", &patch_torch,
+             "What fastreg.patch_torch does, once. Whether a tensor with a dispatch of its own is plain.");
   module.def("unpatch_torch", &fastreg::unpatch_torch, "What fastreg.unpatch_torch does, at last.");
   module.def("observe_patched", &observe_patched, "Tell a function of each patched call; None: nobody is told.");
   module.def("give_states_to_patched", &fastreg::give_states_to_patched,

@@ -8,10 +8,10 @@ import sys
 import threading
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
 from fastreg import _extension
+from fastreg._routing import PLAIN_TYPES
 from fastreg.functional import _dropout, _dropout_calls
 
 __all__ = ["patch_torch", "unpatch_torch"]
@@ -75,7 +75,7 @@ def patch_torch():
     global _patches
     with _lock:
         if _patches == 0:
-            _extension.module().patch_torch(FakeTensor, FunctionalTensor)
+            _extension.module().patch_torch(_is_plain)
             _forget(True)
         _patches += 1
     return _Patch()
@@ -107,6 +107,13 @@ def _forget(patched):
     # Whoever has compiled anything has imported it.
     if dynamo := sys.modules.get("torch._dynamo"):
         dynamo.reset()
+
+
+def _is_plain(tensor):
+    """Whether a tensor with a dispatch of its own only stands for a plain one, in what a compiler traces."""
+    if type(tensor) is FunctionalTensor:  # what is inside may be a subclass
+        tensor = torch._from_functional_tensor(tensor.elem)
+    return type(tensor) in PLAIN_TYPES
 
 
 def _patched_dropout(name, input, p, inplace, dims, alpha, traced):

@@ -27,9 +27,6 @@
 
 #include "operators/checks.h"
 
-// What a Python object begins with, without Python's headers.
-#include <Python.h>
-
 namespace fastreg {
 namespace {
 
@@ -47,7 +44,7 @@ constexpr bool kTakesCuda = false;
 
 std::atomic<void (*)(const PatchedCall&)> observer{nullptr};
 std::atomic<bool> states_are_given{false};
-const void* plain_types[2] = {};
+bool (*is_plain_object)(void*) = nullptr;
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
@@ -64,10 +61,10 @@ bool is_wrapped_by_transform(const Tensor& t) {
       {DispatchKey::FuncTorchGradWrapper, DispatchKey::FuncTorchBatched, DispatchKey::Functionalize}));
 }
 
-// A tensor that only pretends to have values, for compilers, unlike those of any other Python type.
+// Of a tensor that has_own_dispatch.
 bool is_plain(const Tensor& t) {
-  const PyObject* object = t.unsafeGetTensorImpl()->pyobj_slot()->load_pyobj();
-  return object && (Py_TYPE(object) == plain_types[0] || Py_TYPE(object) == plain_types[1]);
+  auto* object = t.unsafeGetTensorImpl()->pyobj_slot()->load_pyobj();
+  return object && is_plain_object(object);
 }
 
 bool has_names([[maybe_unused]] const Tensor& x) {
@@ -384,10 +381,9 @@ struct Silence : c10::WarningHandler {
 
 }  // namespace
 
-void patch_torch(const void* const (&plain)[2]) {
+void patch_torch(bool (*is_plain)(void* object)) {
   TORCH_CHECK(!is_patched(), "patch_torch: torch must not be patched, got a patched one");
-  plain_types[0] = plain[0];
-  plain_types[1] = plain[1];
+  is_plain_object = is_plain;
   if (torchs_transforms.empty()) remember_torchs_transforms();
   Silence silence;
   const c10::WarningUtils::WarningHandlerGuard guard(&silence);

@@ -15,8 +15,9 @@ struct PatchedCall {
   const char* why_left;
 };
 
-// plain: the Python types of tensors with a dispatch of their own that fastreg's operators take, two of them.
-void patch_torch(const void* const (&plain)[2]);
+// is_plain: whether a Python object, of a tensor with a dispatch of its own, only stands for a plain tensor in what a
+// compiler traces; fastreg's operators take no others.
+void patch_torch(bool (*is_plain)(void* object));
 void unpatch_torch();
 bool is_patched();
 

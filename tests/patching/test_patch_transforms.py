@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
 import fastreg
@@ -88,6 +89,26 @@ def test_what_inductor_keeps_is_told_apart():
     with fastreg.patch_torch():
         patched_result = states(compiled)
     assert not torch.equal(plain, patched_result) and torch.equal(states(compiled), plain)
+
+
+def test_compiled_subclass_stays_torchs(patched):
+    """It knows torch's operators, and need not know fastreg's."""
+    graphs, x = [], TwoTensor(torch.ones(50, 40), torch.ones(50, 40))
+    compiled = torch.compile(lambda x: F.dropout(x), backend=backend(graphs), fullgraph=True)
+    assert set(compiled(x).a.unique().tolist()) == {0.0, 2.0}
+    assert graphs and not any("fastreg" in name for graph in graphs for name in graph)
+
+
+def test_sharded_tensors(patched):
+    """A DTensor's dropout is torch's, of the part that lies here fastreg's."""
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        whole = distribute_tensor(torch.ones(50, 40), init_device_mesh("cpu", (1,)), [Shard(0)])
+        assert set(F.dropout(whole).full_tensor().unique().tolist()) == {0.0, 2.0}
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_compiled_module_with_statistics(patched):
