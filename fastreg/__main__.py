@@ -1,6 +1,7 @@
 """python -m fastreg: what is installed, what is compiled, and what to do where something is missing.
 
 python -m fastreg explain MODULE:FACTORY: what ``fastreg.convert`` does to a model.
+python -m fastreg run SCRIPT ARGUMENTS: a program whose dropout and batch norm are fastreg's.
 """
 
 import argparse
@@ -66,6 +67,11 @@ def main(arguments):
         from fastreg.conversion import explain
 
         explain.main(arguments[1:])
+        return
+    if arguments[:1] == ["run"]:
+        from fastreg import running
+
+        running.main(arguments[1:])
         return
     argparse.ArgumentParser(
         "python -m fastreg", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
