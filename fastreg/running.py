@@ -22,6 +22,7 @@ import torch
 import fastreg
 from fastreg import _extension
 from fastreg.calls import Calls
+from fastreg.conversion import held
 
 USAGE = """\
 usage: python -m fastreg run [--convert] [--report] SCRIPT [ARGUMENTS ...]
@@ -192,6 +193,7 @@ def _convert_at_first_call():
                     reports.append((type(self).__name__, report))
         return call(self, *arguments, **keywords)
 
+    held.CALLS.add(convert_and_call)
     torch.nn.Module.__call__ = convert_and_call
     return reports
 

@@ -33,9 +33,11 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
         Module: model itself.
 
     Raises:
-        TypeError: model is no module.
+        TypeError: model is no module, or fuse no bool.
     """
     check_module("convert", model)
+    if not isinstance(fuse, bool):
+        raise TypeError(f"convert: fuse must be a bool, got {fuse!r}")
     _restore(model)
     modules = list(model.modules())
     for module in modules:

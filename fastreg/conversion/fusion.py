@@ -9,7 +9,7 @@ from torch.jit import ScriptModule
 from fastreg.conversion import layers
 from fastreg.conversion.reader import read
 from fastreg.conversion.rewriting import rewritten_methods
-from fastreg.nn.derived import Derived, Unreadable, derive, kind_and_original
+from fastreg.nn.derived import Derived, Unreadable, derive, exchange, kind_and_original
 
 
 class Fused(Derived):
@@ -71,6 +71,6 @@ def fuse(module: nn.Module) -> None:
     """Make the module's class one that fuses, if there is anything to fuse in its forward."""
     try:
         if sites_of(module).fused:
-            module.__class__ = derive(Fused, type(module))
+            exchange(module, derive(Fused, type(module)))
     except Unreadable:
         pass

@@ -12,10 +12,12 @@ from types import BuiltinFunctionType, FunctionType
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
-from torch._C import _is_tracing
+from torch._C import _is_torch_function_mode_enabled, _is_tracing
 from torch.compiler import is_compiling
 from torch.jit import is_tracing
 from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from fastreg._routing import PLAIN_TYPES
 from fastreg.conversion import layers, sites
@@ -47,6 +49,8 @@ class Held:
 
 
 _TENSORS = PLAIN_TYPES | {Abstract}
+# What a call of a module may be: hooks, and forward. Elsewhere, whoever stands in for it sees the call.
+CALLS = {nn.Module._wrapped_call_impl}
 # Elements on the CPU: two operations on so few cost less than to find out that they are one.
 SMALL = 8192
 
@@ -103,9 +107,15 @@ def finish(slot: list, x=None):
 
 
 def _is_watched():
-    """Whether somebody sees each call of a module: hooks of all modules, or the tracer of torch.jit, whose program is
-    to be the plain one."""
-    return _has_any_global_hook() or is_tracing()
+    """Whether somebody sees each call of a module or function: hooks of all modules, the tracer of torch.jit, whose
+    program is to be the plain one, or a mode of the user's."""
+    return _has_any_global_hook() or is_tracing() or (not is_compiling() and _has_function_mode())
+
+
+def _has_function_mode():
+    if not _is_torch_function_mode_enabled():
+        return False
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def _operand(slot, x):
@@ -124,7 +134,7 @@ def call(slot: list, f, x):
     """f(x)."""
     cls = type(f)
     step, forward, single = STEPS.get(cls) or _classify(cls)
-    if step is None or (forward is not None and cls.forward is not forward):
+    if step is None or (forward is not None and (cls.forward is not forward or cls.__call__ not in CALLS)):
         return _plain(slot, f, x)
     if single and slot[0] is None:
         if type(x) is Tensor:
@@ -200,6 +210,20 @@ def _with_residual(slot, a, b):
     return held
 
 
+def truth(slot: list, x) -> bool:
+    """bool(x); where that may run code, or read what somebody writes to, what is held runs before."""
+    if type(x) not in _QUIET_TRUTHS and not _is_plain_module(x):
+        flush(slot)
+    return bool(x)
+
+
+def _is_plain_module(x):
+    cls = type(x)
+    if not isinstance(x, nn.Module) or hasattr(cls, "__bool__"):
+        return False
+    return getattr(cls, "__len__", None) in _QUIET_LENGTHS
+
+
 def iterate(slot: list, iterable):
     """The items of iterable; where its own code is not known, what is held runs before each."""
     if type(iterable) in _QUIET_ITERABLES or getattr(type(iterable), "__iter__", None) in _QUIET_ITERATIONS:
@@ -213,6 +237,8 @@ def _flushing(slot, iterable):
         flush(slot)
 
 
+_QUIET_TRUTHS = {type(None), bool, int, float, str, list, tuple, dict, FunctionType}
+_QUIET_LENGTHS = {None, nn.Sequential.__len__, nn.ModuleList.__len__, nn.ModuleDict.__len__}
 _QUIET_ITERABLES = {list, tuple, range}
 _QUIET_ITERATIONS = {nn.ModuleList.__iter__, nn.Sequential.__iter__}
 
@@ -327,7 +353,7 @@ def _maker(slot, f, x):
 
 
 def _container(slot, f, x):
-    if type(x) not in _HOLDABLE or layers.is_hooked(f) or _is_watched():
+    if type(x) not in _HOLDABLE or layers.is_hooked(f) or _is_watched() or not layers.calls_its_children(f):
         return _plain(slot, f, x)
     for module in f._modules.values():
         x = call(slot, module, x)

@@ -15,7 +15,7 @@ from fastreg._activation import Activation
 from fastreg.conversion.drop_path import Rule, rule_of
 from fastreg.functional import _fused
 from fastreg.nn.batch_norm import statistics_and_settings
-from fastreg.nn.derived import CONVERTED, Derived, derive, kind_and_original, undone
+from fastreg.nn.derived import CONVERTED, Derived, Unreadable, derive, exchange, kind_and_original, original_of, undone
 from fastreg.nn.tracing import traced_call
 
 # fastreg's class for each of torch's, and back.
@@ -30,14 +30,15 @@ TORCHS = {ours: torchs for torchs, ours in OURS.items()}
 FROZEN_NORMS = {"torchvision.ops.misc.FrozenBatchNorm2d"}
 # Batch norms with children .drop and .act, which their forward calls in this order.
 NORMS_WITH_ACT = {"timm.layers.norm_act.BatchNormAct2d"}
-# Modules whose forward calls their children one after the other, as nn.Sequential's does.
+# Modules whose forward calls their children one after the other, as nn.Sequential's does, and which these are.
+_CONVOLUTION = ("convolution", "normalization")
 CONTAINERS = {
-    "timm.layers.conv_bn_act.ConvNormAct",
-    "timm.layers.mlp.Mlp",
-    "transformers.models.regnet.modeling_regnet.RegNetConvLayer",
-    "transformers.models.regnet.modeling_regnet.RegNetShortCut",
-    "transformers.models.resnet.modeling_resnet.ResNetConvLayer",
-    "transformers.models.resnet.modeling_resnet.ResNetShortCut",
+    "timm.layers.conv_bn_act.ConvNormAct": ("conv", "bn"),
+    "timm.layers.mlp.Mlp": ("fc1", "act", "drop1", "norm", "fc2", "drop2"),
+    "transformers.models.regnet.modeling_regnet.RegNetConvLayer": (*_CONVOLUTION, "activation"),
+    "transformers.models.regnet.modeling_regnet.RegNetShortCut": _CONVOLUTION,
+    "transformers.models.resnet.modeling_resnet.ResNetConvLayer": (*_CONVOLUTION, "activation"),
+    "transformers.models.resnet.modeling_resnet.ResNetShortCut": _CONVOLUTION,
 }
 # Dropout of samples: the attribute that is p, and the setting without which it is another function. Others are told by
 # the source of their forward.
@@ -65,6 +66,7 @@ ACTIVATIONS = {
 _MAKERS = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d}
 # What a subclass may not define to be replaced: it would no longer be called, or called at other times.
 _OVERRIDES = {"forward", "__call__", "_check_input_dim", "reset_parameters", "__getattr__", "__setattr__"}
+_OVERRIDES |= {"_call_impl", "_wrapped_call_impl"}
 _MAKERS_OF_OTHERS = {"timm.layers.squeeze_excite.SEModule", "torchvision.ops.misc.SqueezeExcitation"}
 
 
@@ -85,6 +87,7 @@ def is_hooked(module: nn.Module):
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or "_compiled_call_impl" in module.__dict__
     )
 
 
@@ -106,12 +109,15 @@ def replacement(cls: type) -> type | None:
 
 
 def replace(layer: nn.Module) -> None:
-    new = replacement(type(layer))
+    try:
+        new = replacement(type(layer))
+    except Unreadable:  # reported
+        return
     if new is None:
         return
     if not issubclass(new, NormWithAct):
         layer.__dict__[CONVERTED] = True
-    layer.__class__ = new
+    exchange(layer, new)
 
 
 class Subclass(Derived):
@@ -146,6 +152,8 @@ def kind_of(cls: type) -> str | None:
     drop path, identity, container (its children, one after the other), or maker (a tensor that nobody else has)."""
     kind, original = kind_and_original(cls)
     name = qualified_name(original)
+    if cls._call_impl is not nn.Module._call_impl or cls._wrapped_call_impl is not nn.Module._wrapped_call_impl:
+        return None
     if kind is NormWithAct:
         return "norm with act"
     if cls is nn.Identity:
@@ -160,9 +168,16 @@ def kind_of(cls: type) -> str | None:
         return "drop path"
     if cls in _activation.OF_MODULE or name in ACTIVATIONS:
         return "activation"
-    if original.forward is nn.Sequential.forward or name in CONTAINERS:
+    sequential = original.forward is nn.Sequential.forward and original.__iter__ is nn.Sequential.__iter__
+    if sequential or name in CONTAINERS:
         return "container"
     return "maker" if cls in _MAKERS or name in _MAKERS_OF_OTHERS else None
+
+
+def calls_its_children(container: nn.Module) -> bool:
+    """Whether a container's forward calls all of its children, and nothing else, in their order."""
+    children = CONTAINERS.get(qualified_name(original_of(type(container))))
+    return children is None or tuple(container._modules) == children
 
 
 def activation_of(module: nn.Module) -> tuple[Activation, Tensor | None] | None:

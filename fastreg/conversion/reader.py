@@ -300,7 +300,7 @@ class _Reader:
         name = node.func.id.removeprefix("_fastreg_")
         values = [self.value(argument) for argument in node.args[1:]]
         keywords = {keyword.arg: self.value(keyword.value) for keyword in node.keywords}
-        if name == "iterate":
+        if name in ("iterate", "truth"):
             return values[0]
         if name in ("value", "finish") and type(values[0] if values else None) is not Held:
             HELPERS["_fastreg_flush"](self.slot) if name == "finish" else None

@@ -16,6 +16,11 @@ def is_function(called) -> bool:
     return called is torch.add or called in _activation.OF_FUNCTION
 
 
+def _is_private(name):
+    """Whether it is another name in a class than it seems."""
+    return name.startswith("__") and not name.endswith("__")
+
+
 class Reading:
     """What the expressions of a definition are, for those who rewrite it and those who only read it.
 
@@ -37,21 +42,25 @@ class Reading:
             return True
         if isinstance(node, ast.Attribute):
             if isinstance(node.value, ast.Name) and node.value.id == self.itself is not None:
-                return self.is_quiet_attribute(node.attr)
+                return not _is_private(node.attr) and self.is_quiet_attribute(node.attr)
             return self.global_value(node) is not None
         if isinstance(node, ast.Compare):
             return all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops) and self._all(
                 node.left, *node.comparators
             )
-        if isinstance(node, ast.UnaryOp):
-            return isinstance(node.op, ast.Not) and self.is_quiet(node.operand)
-        if isinstance(node, ast.BoolOp):
-            return self._all(*node.values)
         if isinstance(node, ast.IfExp):
-            return self._all(node.test, node.body, node.orelse)
+            return self.is_quiet_test(node.test) and self._all(node.body, node.orelse)
         if isinstance(node, ast.Call):
             return self._asks_for_a_tensor(node)
         return isinstance(node, ast.Tuple) and self._all(*node.elts)
+
+    def is_quiet_test(self, node) -> bool:
+        """Whether to evaluate a test has no effect, once what it asks the truth of are :func:`held.truth` calls."""
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return self.is_quiet_test(node.operand)
+        if isinstance(node, ast.BoolOp):
+            return all(map(self.is_quiet_test, node.values))
+        return self.is_quiet(node)
 
     def _asks_for_a_tensor(self, node):
         """isinstance(name, Tensor)"""
@@ -67,7 +76,7 @@ class Reading:
         """What a name of a module, or an attribute of a module, is now; None if it is anything else."""
         if isinstance(node, ast.Name):
             name = node.id
-            return None if name in self.locals or name in self.free else self.globals.get(name)
+            return None if _is_private(name) or name in self.locals or name in self.free else self.globals.get(name)
         if not isinstance(node, ast.Attribute):
             return None
         module = self.global_value(node.value)
@@ -117,7 +126,7 @@ class Reading:
         if kind == "add":
             return self.is_calm(node.left) and self.is_calm(node.right)
         if kind == "choice":
-            return self.is_quiet(node.test) and self.is_calm(node.body) and self.is_calm(node.orelse)
+            return self.is_quiet_test(node.test) and self.is_calm(node.body) and self.is_calm(node.orelse)
         if kind == "method":
             return self.is_calm(node.func.value)
         settings = [*node.args[1:], *(keyword.value for keyword in node.keywords)]

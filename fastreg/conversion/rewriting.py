@@ -35,6 +35,7 @@ HELPERS = {
         held.flush,
         held.finish,
         held.iterate,
+        held.truth,
         held.begin,
     )
 }
@@ -88,9 +89,9 @@ class _Rewriter(ast.NodeTransformer):
         if kind is None:
             return self.visit(node)
         if kind == "choice":
-            if not self.reading.is_quiet(node.test):
+            if not self.reading.is_quiet_test(node.test):
                 return self.generic_visit(node)
-            return ast.IfExp(self.visit(node.test), self.operand(node.body), self.operand(node.orelse))
+            return ast.IfExp(self.test(node.test), self.operand(node.body), self.operand(node.orelse))
         if kind == "add":
             left = self.operand(node.left) if self.reading.is_calm(node.right) else self.visit(node.left)
             return _helper("add", left, self.operand(node.right))
@@ -110,6 +111,19 @@ class _Rewriter(ast.NodeTransformer):
         if isinstance(node, ast.expr) and self.reading.step(node):
             return _helper("value", self.operand(node))
         return super().visit(node)
+
+    def test(self, node):
+        """An expression that is asked for its truth."""
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ast.UnaryOp(node.op, self.test(node.operand))
+        if isinstance(node, ast.BoolOp):
+            return ast.BoolOp(node.op, [self.test(value) for value in node.values])
+        if isinstance(node, ast.Name | ast.Attribute):
+            return _helper("truth", self.visit(node))
+        return self.visit(node)
+
+    def visit_IfExp(self, node):
+        return ast.IfExp(self.test(node.test), self.visit(node.body), self.visit(node.orelse))
 
     def visit_Name(self, node):
         reads = isinstance(node.ctx, ast.Load) and node.id in self.holding
@@ -194,8 +208,8 @@ class _Rewriter(ast.NodeTransformer):
         return [*before, ast.Return(_helper("finish", self.operand(node.value)))]
 
     def _If(self, node):
-        before = self._unless(self.reading.is_quiet(node.test), node)
-        return [*before, ast.If(self.visit(node.test), self.block(node.body), self.block(node.orelse))]
+        before = self._unless(self.reading.is_quiet_test(node.test), node)
+        return [*before, ast.If(self.test(node.test), self.block(node.body), self.block(node.orelse))]
 
     def _Break(self, node):
         return [*_flush(node), node]
@@ -203,9 +217,9 @@ class _Rewriter(ast.NodeTransformer):
     _Continue = _Break
 
     def _While(self, node):
-        loud = [] if self.reading.is_quiet(node.test) else _flush(node)
+        loud = [] if self.reading.is_quiet_test(node.test) else _flush(node)
         body = [*self.block(node.body), *copy.deepcopy(loud)]
-        return [*loud, ast.While(self.visit(node.test), body, self.block(node.orelse))]
+        return [*loud, ast.While(self.test(node.test), body, self.block(node.orelse))]
 
     def _For(self, node):
         body, orelse = self.block(node.body), self.block(node.orelse)
@@ -253,6 +267,9 @@ def rewrite(owner: type, name: str, quiet: Callable[[str], bool]) -> types.Funct
     names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
     if seen := _OF_ANY_SCOPE & names:
         raise Unreadable(f"forward calls {', '.join(sorted(seen))}")
+    itself = (node.args.posonlyargs + node.args.args)[0].arg
+    if any(_asks_for_class(n, itself) for n in ast.walk(node)):
+        raise _AsksForClass(f"{name} asks for the module's class, which would be another")
     rewriter = _Rewriter(node, Reading(node, function, quiet))
     if not any(rewriter.reading.step(n) for n in ast.walk(node) if isinstance(n, ast.expr)):
         return None
@@ -274,6 +291,18 @@ def rewrite(owner: type, name: str, quiet: Callable[[str], bool]) -> types.Funct
     new.__dict__.update(function.__dict__)
     new.__dict__[DEFINITION] = node, body
     return new
+
+
+class _AsksForClass(Unreadable):
+    """A class is left alone for it, whichever of its methods does."""
+
+
+def _asks_for_class(node, itself):
+    """self.__class__, type(self)"""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "__class__" and isinstance(node.value, ast.Name) and node.value.id == itself
+    called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type"
+    return called and len(node.args) == 1 and isinstance(node.args[0], ast.Name) and node.args[0].id == itself
 
 
 def _arguments(arguments: ast.arguments) -> str:
@@ -308,8 +337,8 @@ def _rewritten(cls, *functions):
     for name in _method_names(cls):
         try:
             found[name] = rewrite(cls, name, lambda attribute: is_quiet_attribute(cls, attribute))
-        except Unreadable:
-            if name == "forward":
+        except Unreadable as error:
+            if name == "forward" or isinstance(error, _AsksForClass):
                 raise
     return {name: function for name, function in found.items() if function is not None}
 

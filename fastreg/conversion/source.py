@@ -57,7 +57,8 @@ def compiled(node, function, more=()):
         body = [_class(scopes[-2], body)]
     names = [*function.__code__.co_freevars, *more]
     outer = ast.parse(f"def {_OUTER}({', '.join(name for name in names if name != '__class__')}): pass").body[0]
-    outer.body = body
+    # A class's own name is what it is elsewhere: the function's free name, or a global one.
+    outer.body = body if body[0] is node or body[0].name in names else [ast.Global([body[0].name]), *body]
     # Calls of what a file imports are compiled in another way.
     imports = [ast.Import([ast.alias(name)]) for name in _imported(function.__code__.co_filename)]
     module = ast.fix_missing_locations(ast.Module([*imports, outer], []))

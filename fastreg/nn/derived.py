@@ -1,5 +1,6 @@
 """Classes that are made at run time from a module's own class, and that pickle and copy like it."""
 
+import abc
 import copyreg
 import threading
 
@@ -42,7 +43,14 @@ def derive(kind: type[Derived], original: type[nn.Module], *others: type) -> typ
 
     kind comes last among the bases, and without slots: an instance's class can only be exchanged for one of the same
     layout, which is that of the first base.
+
+    Raises:
+        Unreadable: the class sees what is derived from it, and may keep it or refuse; or its methods cannot be had.
     """
+    if type(original) not in (type, abc.ABCMeta):
+        raise Unreadable(f"its class has a metaclass of its own, {type(original).__name__}")
+    if getattr(original.__init_subclass__, "__func__", None) is not None:
+        raise Unreadable("its class has an __init_subclass__, which sees each class that is derived")
     recipe = kind, original, others
     key = *recipe, getattr(original, "forward", None)  # one that is replaced is rewritten anew
     with _lock:
@@ -103,6 +111,11 @@ def undone(cls: type, replaced: dict[type, type]) -> type:
         return _rebased[cls, bases]
 
 
+def exchange(module: nn.Module, cls: type) -> None:
+    """Give a module another class, whatever its own __setattr__ does."""
+    object.__setattr__(module, "__class__", cls)
+
+
 def restore(module: nn.Module) -> None:
     """Undo what ``fastreg.convert`` made of a module's class, if it did."""
     replaced = {}
@@ -111,7 +124,7 @@ def restore(module: nn.Module) -> None:
         replaced = {base: getattr(nn, base.__name__) for base in ours if hasattr(nn, base.__name__)}
     cls = undone(type(module), replaced)
     if cls is not type(module):
-        module.__class__ = cls
+        exchange(module, cls)
 
 
 def _new(kind, original, others):

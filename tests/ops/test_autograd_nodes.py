@@ -11,7 +11,6 @@ from tests.common import COMPILED_BACKENDS
 ops = torch.ops.fastreg
 pytestmark = [
     pytest.mark.skipif(not COMPILED_BACKENDS, reason="the nodes are compiled code"),
-    pytest.mark.kernels,
 ]
 
 SHAPE = (6, 4, 5)
