@@ -60,11 +60,12 @@ build: $(call stamp,test)  ## compile and install fastreg, editable
 # Of the project's own files. The order of csrc's layers is told in csrc/ops.cpp.
 includes_only = ! grep -rnE '^ *\# *include +"' csrc/$(1) | grep -vE 'include +"($(2))/'
 
-lint: .venv-lint/.installed  ## ruff, clang-format, the order of imports and includes, and no torch header near the kernels
+lint: .venv-lint/.installed $(call stamp,torch)  ## ruff, clang-format, types, the order of imports and includes, and no torch header near the kernels
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
 	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
+	.venv-lint/bin/basedpyright --pythonpath "$$($(PY) -c 'import sys; print(sys.executable)')"
 	.venv-lint/bin/python -m tests.build.import_order
 	! grep -rnE '# *include *[<"](torch|ATen|c10|pybind11|Python)\b' csrc/kernels csrc/cpu/isa
 	$(call includes_only,kernels/common,kernels/common|host_executor)

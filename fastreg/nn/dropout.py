@@ -1,7 +1,10 @@
 """Dropout modules."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from fastreg import functional as F
 from fastreg.nn.tracing import not_scriptable, traced_call
@@ -10,7 +13,7 @@ from fastreg.nn.tracing import not_scriptable, traced_call
 class _Dropout(torch.nn.modules.dropout._DropoutNd):
     """What all of fastreg's dropouts do differently from torch's."""
 
-    _function = None  # of fastreg.functional
+    _function: Callable[..., Tensor]  # of fastreg.functional
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         if not 0.0 <= p <= 1.0:
@@ -216,7 +219,14 @@ class DropConnectLinear(torch.nn.Linear):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, *, p: float = 0.5
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        p: float = 0.5,
     ) -> None:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"DropConnectLinear: p must lie in [0, 1], got {p}")
