@@ -7,6 +7,7 @@ from torch import Tensor, strided
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.compiler import is_exporting
 from torch.jit import is_tracing
 
 from fastreg._extension import available, disabled
@@ -49,8 +50,10 @@ def is_ours(input) -> bool:
 
 def has_operators(device_type: str) -> bool:
     """Whether the operators run on devices of this type. All of torch's transforms follow them, but for the tracer of
-    ``torch.jit``, whose programs are to run without fastreg."""
-    return device_type in _COMPILED_BACKENDS and not is_tracing()
+    ``torch.jit`` and the export to ONNX, whose programs are to run without fastreg."""
+    if device_type not in _COMPILED_BACKENDS or is_tracing():
+        return False
+    return not is_exporting() or not torch.onnx.is_in_onnx_export()
 
 
 def is_transformed() -> bool:

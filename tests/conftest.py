@@ -116,6 +116,10 @@ def pytest_collection_modifyitems(config, items):
     if EXECUTED:
         others = [item for item in items if not item.get_closest_marker("kernels")]
         leave_out(config, items, others, "are not marked kernels and have not run: make py-test runs them")
+    for name in sorted({marker.args[0] for item in items for marker in item.iter_markers("package")}):
+        marked = [item for item in items if name in {marker.args[0] for marker in item.iter_markers("package")}]
+        if not has(name):
+            leave_out(config, items, marked, f"need {name} (the extra tools) and have not run: there is none here")
     for marker, (available, what) in NEEDS.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not available(config):

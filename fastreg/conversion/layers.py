@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 import fastreg.nn
 from fastreg import _activation
 from fastreg._activation import Activation
+from fastreg.conversion.drop_path import Rule, rule_of
 from fastreg.functional import _fused
 from fastreg.nn.batch_norm import statistics_and_settings
 from fastreg.nn.derived import CONVERTED, Derived, derive, kind_and_original, undone
@@ -30,14 +31,22 @@ FROZEN_NORMS = {"torchvision.ops.misc.FrozenBatchNorm2d"}
 # Batch norms with children .drop and .act, which their forward calls in this order.
 NORMS_WITH_ACT = {"timm.layers.norm_act.BatchNormAct2d"}
 # Modules whose forward calls their children one after the other, as nn.Sequential's does.
-CONTAINERS = {"timm.layers.conv_bn_act.ConvNormAct", "timm.layers.mlp.Mlp"}
-# Dropout of samples: the attribute that is p, and the setting without which it is another function.
+CONTAINERS = {
+    "timm.layers.conv_bn_act.ConvNormAct",
+    "timm.layers.mlp.Mlp",
+    "transformers.models.regnet.modeling_regnet.RegNetConvLayer",
+    "transformers.models.regnet.modeling_regnet.RegNetShortCut",
+    "transformers.models.resnet.modeling_resnet.ResNetConvLayer",
+    "transformers.models.resnet.modeling_resnet.ResNetShortCut",
+}
+# Dropout of samples: the attribute that is p, and the setting without which it is another function. Others are told by
+# the source of their forward.
 DROP_PATHS = {
     "fastreg.nn.dropout.DropPath": ("p", "scaling", "train"),
     "torchvision.ops.stochastic_depth.StochasticDepth": ("p", "mode", "row"),
     "timm.layers.drop.DropPath": ("drop_prob", "scale_by_keep", True),
 }
-# Activations: the name, and a function that must be the module's attribute act, where it has one.
+# Activations: the name, and whether the module's attribute act is what computes it, where it has one.
 ACTIVATIONS = {
     "timm.layers.activations.GELU": ("gelu", None),
     "timm.layers.activations.GELUTanh": ("gelu_tanh", None),
@@ -47,8 +56,9 @@ ACTIVATIONS = {
     "timm.layers.activations.Sigmoid": ("sigmoid", None),
     "timm.layers.activations.Swish": ("silu", None),
     "timm.layers.activations.Tanh": ("tanh", None),
-    "transformers.activations.GELUActivation": ("gelu", gelu),
-    "transformers.activations.MishActivation": ("mish", mish),
+    "transformers.activations.GELUActivation": ("gelu", lambda act: act is gelu),
+    "transformers.activations.GELUTanh": ("gelu_tanh", lambda act: _is_gelu_tanh(act)),
+    "transformers.activations.MishActivation": ("mish", lambda act: act is mish),
     "transformers.activations.SiLUActivation": ("silu", None),
 }
 # Modules whose result is a new tensor.
@@ -56,6 +66,11 @@ _MAKERS = {nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.Co
 # What a subclass may not define to be replaced: it would no longer be called, or called at other times.
 _OVERRIDES = {"forward", "__call__", "_check_input_dim", "reset_parameters", "__getattr__", "__setattr__"}
 _MAKERS_OF_OTHERS = {"timm.layers.squeeze_excite.SEModule", "torchvision.ops.misc.SqueezeExcitation"}
+
+
+def _is_gelu_tanh(act):
+    partial = type(act) is functools.partial and act.func is gelu
+    return partial and not act.args and act.keywords == {"approximate": "tanh"}
 
 
 def qualified_name(cls: type) -> str:
@@ -155,8 +170,8 @@ def activation_of(module: nn.Module) -> tuple[Activation, Tensor | None] | None:
     found = _activation.of_module(module)
     if found is not None or (rule := ACTIVATIONS.get(qualified_name(type(module)))) is None:
         return found
-    name, function = rule
-    if function is not None and module.__dict__.get("act") is not function:
+    name, computes = rule
+    if computes is not None and not computes(module.__dict__.get("act")):
         return None
     return _activation.NAMED[name], None
 
@@ -179,16 +194,28 @@ def norm_arguments(module: nn.Module) -> tuple:
     return module.running_mean, module.running_var, None, module.weight, module.bias, False, 0.0, module.eps
 
 
-_rules: dict[type, tuple | None] = {}
+_rules: dict[type, Rule | None] = {}
 
 
-def drop_path_rule(cls: type) -> tuple[str, str, object] | None:
-    """(name of p, name of a setting, the value that it must have) of a class that drops samples; None for others."""
+def drop_path_rule(cls: type) -> Rule | None:
+    """How a class drops samples; None for classes that do not."""
     if cls not in _rules:
-        name = qualified_name(cls)
-        huggingfaces = name.startswith("transformers.models.") and name.endswith("DropPath")
-        _rules[cls] = ("drop_prob", "", None) if huggingfaces else DROP_PATHS.get(name)
-    return _rules[cls]
+        _rules[cls] = _find_rule(cls)
+    rule = _rules[cls]
+    return rule if rule is None or rule.holds(cls) else None
+
+
+def _find_rule(cls):
+    if (known := DROP_PATHS.get(qualified_name(cls))) is not None:
+        return Rule(*known, cls.forward)
+    return rule_of(cls) if looks_like_drop_path(cls) else None
+
+
+def looks_like_drop_path(cls: type) -> bool:
+    """By its name, whatever it does."""
+    name = cls.__name__.lower().replace("_", "")
+    words = "droppath", "stochasticdepth", "dropconnect"
+    return not cls.__module__.startswith("fastreg.") and any(word in name for word in words)
 
 
 def is_drop_path(module: nn.Module) -> bool:
@@ -198,8 +225,11 @@ def is_drop_path(module: nn.Module) -> bool:
 def drop_probability(module: nn.Module) -> float | None:
     """p of a dropout or drop path in training; None where it is not a number in [0, 1], or what is dropped is scaled or
     drawn in another way than fastreg's."""
-    attribute, setting, needed = drop_path_rule(type(module)) or ("p", "scaling", "train")
-    p = getattr(module, attribute)
+    rule = drop_path_rule(type(module))
+    if rule is None and not isinstance(module, nn.modules.dropout._DropoutNd):
+        return None
+    attribute, setting, needed = ("p", "scaling", "train") if rule is None else rule[:3]
+    p = getattr(module, attribute, None)
     # A tensor may need a gradient.
     if (type(p) is not float and type(p) is not int) or not 0.0 <= p <= 1.0:
         return None

@@ -325,7 +325,7 @@ class _Reader:
         return HELPERS[node.func.id](self.slot, *values, **keywords)
 
     def _note(self, module):
-        if "activation" in type(module).__module__ and layers.kind_of(type(module)) is None:
+        if "activation" in type(module).__module__ and layers.activation_of(module) is None:
             self.unknown.append(module)
 
     def _tensor_of(self, value):

@@ -1,19 +1,15 @@
 """What convert did to a model, and what it left alone."""
 
-import ast
-import functools
 from collections import Counter
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 
 from fastreg import _activation
 from fastreg.conversion import layers
 from fastreg.conversion.classes import check_module
+from fastreg.conversion.draws import drawn_within, functions_called
 from fastreg.conversion.fusion import Fused, Sites, sites_of
-from fastreg.conversion.rewriting import own_methods
-from fastreg.conversion.source import definition
 from fastreg.nn.derived import CONVERTED, Derived, Unreadable, kind_and_original, original_of, undone
 
 
@@ -66,6 +62,8 @@ class Report:
         for reason, paths in reasons.items():
             more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
             lines.append(f"    {', '.join(paths[:4])}{more}: {reason}")
+        if self.replaced:
+            lines.append("Tools that look layers up by their exact type do not find these: fastreg.revert(model) first")
         return "\n".join(lines)
 
 
@@ -94,17 +92,15 @@ def report(model: nn.Module) -> Report:
                 found.fused.append(FusedSite(path, ("batch norm", act[0].name), path))
             else:
                 found.left[path] = _unknown(module.act if act is None else module.drop)
-        if (reason := _left(module)) is not None:
-            found.left[path] = reason
         if layers.is_layer(module):
             continue
         try:
             sites = sites_of(module)
-            called = functions_called(module)
         except Unreadable as error:
-            sites, called = Sites(), []
+            sites = Sites()
             if any(layers.is_layer(child) for child in module.children()):
                 found.left[path] = str(error)
+        called = functions_called(module)
         prefix = f"{path}." if path else ""
         found.left |= {prefix + name: "a call of the function, not of a module, is not replaced" for name in called}
         for act in sites.unknown:
@@ -116,6 +112,8 @@ def report(model: nn.Module) -> Report:
             if layer not in seen:  # a container's are its parent's, where the parent has them too
                 found.fused.append(FusedSite(paths.get(layer, ""), parts, path, *modes))
         seen |= {layer for layer, _ in sites.fused}
+    reasons = ((path, _left(module, seen)) for module, path in paths.items())
+    found.left = {path: reason for path, reason in reasons if reason is not None} | found.left
     return found
 
 
@@ -124,54 +122,22 @@ def _own_class(module):
     return layers.TORCHS.get(cls, cls)
 
 
-# Functions that drop or normalise by themselves, whatever module they are in.
-_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "batch_norm"}
-_FUNCTIONS |= {"dropout_", "feature_dropout", "native_dropout", "native_batch_norm", "scaled_dot_product_attention"}
-_FUNCTIONS |= {"multi_head_attention_forward", "bernoulli", "bernoulli_", "drop_path", "drop_connect", "drop_block_2d"}
-_FUNCTIONS |= {"stochastic_depth", "sync_batch_norm"}
-
-
-def functions_called(module: nn.Module) -> list[str]:
-    """The names of functions in a module's own forward, and in its methods, that drop or normalise by themselves.
-
-    Raises:
-        Unreadable: the source of forward cannot be had.
-    """
-    cls = original_of(type(module))
-    if isinstance(module, torch.jit.ScriptModule) or cls.__module__.startswith("torch.nn.modules"):
-        return []
-    return _called_by(*own_methods(cls))
-
-
-@functools.lru_cache(maxsize=1024)  # a model has many modules of a class
-def _called_by(*functions):
-    found = []
-    for function in functions:
-        for node in ast.walk(definition(function)):
-            if isinstance(node, ast.Call):
-                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-                itself = isinstance(getattr(node.func, "value", None), ast.Name) and node.func.value.id == "self"
-                if name in _FUNCTIONS and not itself and not _drops_nothing(node):
-                    found.append(name)
-    return found
-
-
-def _drops_nothing(call):
-    given = [keyword.value for keyword in call.keywords if keyword.arg in ("p", "dropout_p")]
-    return any(isinstance(value, ast.Constant) and value.value == 0 for value in given)
-
-
 def _unknown(module):
     return f"{type(module).__name__} is not among what fastreg can fuse"
 
 
-def _left(module: nn.Module) -> str | None:
-    """Why a layer is left alone; None where it is not, or is no layer."""
-    cls = type(module)
-    if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
-        return f"dropout within {cls.__name__} is not replaced" if module.dropout else None
-    if isinstance(module, Derived) or cls in layers.TORCHS or not layers.is_layer(module):
-        return None
-    if layers.is_drop_path(module) or layers.qualified_name(cls) in layers.FROZEN_NORMS:
+def _left(module: nn.Module, fused: set[nn.Module]) -> str | None:
+    """Why a layer is left alone; None where it is not, or is no layer. fused: what the fused sites are named by."""
+    cls = original_of(type(module))
+    if (what := drawn_within(module)) is not None:
+        return f"{what} within {cls.__name__} is not replaced"
+    if isinstance(module, Derived) or cls in layers.TORCHS:
+        return "its forward was set on the module itself, and runs" if "forward" in module.__dict__ else None
+    if layers.is_drop_path(module):
+        draws = module not in fused and layers.drop_probability(module) != 0.0
+        return f"{cls.__name__} is not next to what it could be fused with" if draws else None
+    if layers.looks_like_drop_path(cls) and not any(True for _ in module.children()):
+        return f"{cls.__name__} has a forward that is not known to be drop path"
+    if not layers.is_layer(module) or layers.qualified_name(cls) in layers.FROZEN_NORMS:
         return None
     return f"{cls.__name__} is neither torch's own class nor a subclass of it that keeps its forward"

@@ -17,6 +17,11 @@ from fastreg.functional import _fused
 _FROM_INPUT = {"relu6", "leaky_relu", "prelu", "elu", "silu", "mish", "gelu", "gelu_tanh", "hardswish", "hardsigmoid"}
 # Activations whose derivative has two values: a bit per element is kept for the gradient.
 _OF_BITS = {"identity", "relu", "relu6", "leaky_relu", "hardsigmoid"}
+_WITHOUT_SETTINGS = {
+    cls: _activation.NAMED[names[0]]
+    for cls, names in _activation.OF_MODULE.items()
+    if len(names) == 1 and _activation.TABLE[names[0]].parameter is None and not _activation.TABLE[names[0]].weighted
+}
 _observer: Callable | None = None
 
 
@@ -41,6 +46,8 @@ def observed_by(observer: Callable):
 
 
 def act_of_module(module: nn.Module) -> Act | None:
+    if (activation := _WITHOUT_SETTINGS.get(type(module))) is not None:
+        return Act(activation, None, module, module.__dict__.get("inplace", False))
     found = activation_of(module)
     return None if found is None else Act(*found, module, module.__dict__.get("inplace", False))
 

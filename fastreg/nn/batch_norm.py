@@ -15,6 +15,7 @@ from torch.types import Device
 
 from fastreg._routing import is_sharded
 from fastreg.functional import _batch_norm as F
+from fastreg.nn import opacus
 from fastreg.nn.tracing import not_scriptable, traced_call
 
 # Running mean and variance, count, weight, bias, training, momentum, eps.
@@ -73,13 +74,15 @@ class _Forward(torch.nn.modules.batchnorm._BatchNorm):
             self._check_input_dim(input)
             return F.batch_norm_of_shards(input, *statistics_and_settings(self))
         if not F.takes_batch_norm(input):
-            return super().forward(input)
+            # By name: a bound forward that was taken before fastreg.revert runs on torch's layer.
+            return torch.nn.modules.batchnorm._BatchNorm.forward(self, input)
         self._check_input_dim(input)
         return F.batch_norm_with_count(input, *statistics_and_settings(self))
 
     def reset_parameters(self) -> None:
         reset_parameters(self)
 
+    parameters = opacus.parameters
     __prepare_scriptable__ = not_scriptable
 
 

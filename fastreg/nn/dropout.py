@@ -1,29 +1,42 @@
 """Dropout modules."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.types import Device
 
 from fastreg import functional as F
+from fastreg.nn import opacus
 from fastreg.nn.tracing import not_scriptable, traced_call
+
+# A forward asks nothing of the module's class, which may have been exchanged: a bound forward that was taken before
+# fastreg.revert runs on torch's layer.
+
+
+def _forward_of(function):
+    def forward(self, input: Tensor) -> Tensor:
+        if (node := traced_call(self, input)) is not None:
+            return node
+        return function(input, self.p, self.training, self.inplace)
+
+    return forward
+
+
+def _scaled_forward_of(function):
+    def forward(self, input: Tensor) -> Tensor:
+        if (node := traced_call(self, input)) is not None:
+            return node
+        return function(input, self.p, self.training, self.inplace, scaling=getattr(self, "scaling", "train"))
+
+    return forward
 
 
 class _Dropout(torch.nn.modules.dropout._DropoutNd):
     """What all of fastreg's dropouts do differently from torch's."""
 
-    _function: Callable[..., Tensor]  # of fastreg.functional
-
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"{type(self).__name__}: p must lie in [0, 1], got {p}")
         super().__init__(p, inplace)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if (node := traced_call(self, input)) is not None:
-            return node
-        return self._function(input, self.p, self.training, self.inplace)
 
     __prepare_scriptable__ = not_scriptable
 
@@ -39,11 +52,6 @@ class _ScaledDropout(_Dropout):
         super().__init__(p, inplace)
         if scaling != "train":
             self.scaling = scaling
-
-    def forward(self, input: Tensor) -> Tensor:
-        if (node := traced_call(self, input)) is not None:
-            return node
-        return self._function(input, self.p, self.training, self.inplace, scaling=self.scaling)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.scaling == "train" else f", scaling={self.scaling!r}")
@@ -66,7 +74,7 @@ class Dropout(_ScaledDropout, torch.nn.Dropout):
         ValueError: p is not in [0, 1], or scaling is unknown.
     """
 
-    _function = staticmethod(F.dropout)
+    forward = _scaled_forward_of(F.dropout)
 
 
 class Dropout1d(_ScaledDropout, torch.nn.Dropout1d):
@@ -87,7 +95,7 @@ class Dropout1d(_ScaledDropout, torch.nn.Dropout1d):
         RuntimeError: the input has another number of dimensions.
     """
 
-    _function = staticmethod(F.dropout1d)
+    forward = _scaled_forward_of(F.dropout1d)
 
 
 class Dropout2d(_ScaledDropout, torch.nn.Dropout2d):
@@ -107,7 +115,7 @@ class Dropout2d(_ScaledDropout, torch.nn.Dropout2d):
         ValueError: p is not in [0, 1], or scaling is unknown.
     """
 
-    _function = staticmethod(F.dropout2d)
+    forward = _scaled_forward_of(F.dropout2d)
 
 
 class Dropout3d(_ScaledDropout, torch.nn.Dropout3d):
@@ -127,7 +135,7 @@ class Dropout3d(_ScaledDropout, torch.nn.Dropout3d):
         ValueError: p is not in [0, 1], or scaling is unknown.
     """
 
-    _function = staticmethod(F.dropout3d)
+    forward = _scaled_forward_of(F.dropout3d)
 
 
 class AlphaDropout(_Dropout, torch.nn.AlphaDropout):
@@ -147,7 +155,7 @@ class AlphaDropout(_Dropout, torch.nn.AlphaDropout):
         ValueError: p is not in [0, 1].
     """
 
-    _function = staticmethod(F.alpha_dropout)
+    forward = _forward_of(F.alpha_dropout)
 
 
 class FeatureAlphaDropout(_Dropout, torch.nn.FeatureAlphaDropout):
@@ -167,7 +175,7 @@ class FeatureAlphaDropout(_Dropout, torch.nn.FeatureAlphaDropout):
         ValueError: p is not in [0, 1].
     """
 
-    _function = staticmethod(F.feature_alpha_dropout)
+    forward = _forward_of(F.feature_alpha_dropout)
 
 
 class DropPath(_ScaledDropout):
@@ -241,4 +249,5 @@ class DropConnectLinear(torch.nn.Linear):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, p={self.p}"
 
+    parameters = opacus.parameters
     __prepare_scriptable__ = not_scriptable

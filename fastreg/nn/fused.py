@@ -9,7 +9,7 @@ from torch.types import Device
 from fastreg import _activation
 from fastreg._activation import Activation
 from fastreg.functional import _fused
-from fastreg.nn import batch_norm
+from fastreg.nn import batch_norm, opacus
 from fastreg.nn.tracing import not_scriptable, traced_call
 
 Act = str | Activation | tuple[str, float] | torch.nn.Module | None
@@ -77,6 +77,7 @@ class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", drop={self.p}" if self.p else "")
 
+    parameters = opacus.parameters
     __prepare_scriptable__ = not_scriptable
 
 

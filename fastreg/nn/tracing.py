@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.fx import Proxy, Tracer
 
+from fastreg.nn.derived import CONVERTED, Derived
+
 
 def traced_call(module: torch.nn.Module, *inputs: Any) -> Any:
     """The graph node of a call of this module, where the first input is traced symbolically; else None. It stands for
@@ -16,6 +18,12 @@ def traced_call(module: torch.nn.Module, *inputs: Any) -> Any:
     input = inputs[0]
     if not isinstance(input, Proxy) or not isinstance(input.tracer, Tracer) or module is input.tracer.root:
         return None
+    converted = CONVERTED in module.__dict__ or isinstance(module, Derived)
+    if converted and type(input.tracer).__module__.startswith("torch.ao.quantization"):
+        raise RuntimeError(
+            f"quantisation of a converted model: {type(module).__name__} would be left as it is, and fold into no "
+            "convolution: call fastreg.revert(model) first"
+        )
     return input.tracer.create_proxy("call_module", input.tracer.path_of_module(module), inputs, {})
 
 

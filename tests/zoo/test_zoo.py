@@ -1,4 +1,4 @@
-"""Models of torchvision and timm, converted, against the same models as they come."""
+"""Models of torchvision, timm and Hugging Face, converted, against the same models as they come."""
 
 import copy
 import importlib
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import fastreg
+from tests.zoo.hugging_face import HUGGING_FACE, draw_fastregs_masks
 from tests.zoo.models import MODELS
 
 pytestmark = pytest.mark.zoo
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.zoo
 # Rounding in float64, amplified by some hundred layers.
 TOLERANCE = 1e-9
 
-all_models = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+hugging_face = [pytest.param(model, marks=pytest.mark.package("transformers")) for model in HUGGING_FACE]
+all_models = pytest.mark.parametrize("model", [*MODELS, *hugging_face], ids=lambda model: model.name)
 some_models = pytest.mark.parametrize(
     "model",
     [model for model in MODELS if "resnet18" in model.name or "efficientnet" in model.name],
@@ -51,7 +53,9 @@ def made(model, dtype=torch.float64):
             if parameter.min() == parameter.max():  # zeros, ones and 1e-6 that models begin with cut branches off
                 parameter += 0.2 * torch.randn_like(parameter)
     plain.to(dtype)
-    return plain, fastreg.convert(copy.deepcopy(plain))
+    converted = fastreg.convert(copy.deepcopy(plain))
+    draw_fastregs_masks(plain)
+    return plain, converted
 
 
 def images(model, dtype=torch.float64):
