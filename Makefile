@@ -12,7 +12,7 @@ PIP_ARGS ?=
 ARGS ?=
 JOBS ?= $(or $(MAX_JOBS),$(shell nproc 2>/dev/null || echo 2))
 
-BUILD_REQUIRES := "setuptools>=64" wheel pybind11 ninja cmake
+BUILD_REQUIRES := "setuptools>=77" wheel pybind11 ninja cmake
 export FASTREG_EXPECT ?= cpu
 export FASTREG_REQUIRE_EXT ?= 1
 
@@ -26,7 +26,7 @@ BUILD = $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help bench test test-full py-test kernel-test cpp-test gpu-check gpu-bundle lint build clean
+.PHONY: help bench test test-full py-test kernel-test cpp-test gpu-check gpu-bundle lint docs dist build clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -83,6 +83,20 @@ gpu-check: $(call stamp,test) $(call stamp,bench)  ## all that needs a GPU, in o
 # For a machine that has this Python and torch, e.g. PYTHON=python3.12 VENV=.venv-gpu TORCH=torch==2.11.0
 gpu-bundle: $(call stamp,torch)  ## what gpu-check would compile, compiled ahead for one GPU (ARGS="--capability 9.0")
 	$(PY) -m tests.gpu_check.bundle --jobs $(JOBS) $(ARGS)
+
+docs: $(call stamp,docs)  ## the manual, into build/docs; warnings are errors
+	$(BUILD)
+	$(PY) -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+
+# The wheel is made of what is in the source distribution, and tried out of reach of the source folder.
+dist: $(call stamp,torch)  ## a source distribution and a wheel, into dist, and a try of the wheel elsewhere
+	rm -rf dist build/dist && mkdir -p dist build/dist/source build/dist/elsewhere
+	$(PY) -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
+	tar -xzf dist/fastreg-*.tar.gz -C build/dist/source --strip-components 1
+	$(PY) -m pip wheel $(PIP_ARGS) --no-deps --no-build-isolation -w dist build/dist/source
+	$(PY) -m pip install $(PIP_ARGS) --no-deps --target build/dist/elsewhere dist/fastreg-*.whl
+	cd build/dist/elsewhere && PYTHONPATH=. $(abspath $(PY)) $(abspath tests/build/smoke.py) && \
+	  PYTHONPATH=. $(abspath $(PY)) -m fastreg
 
 clean:  ## remove what was built; the environments stay
 	rm -rf build dist *.egg-info fastreg/*.so

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Activation(NamedTuple):
-    """An activation and the value of its parameter, where it has one: ``Activation("leaky_relu", 0.2)``."""
+    """An activation by its name, and the value of its parameter where it has one: ``Activation("leaky_relu", 0.2)``."""
 
     name: str
     parameter: float | None = None

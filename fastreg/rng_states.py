@@ -33,6 +33,9 @@ def draw_rng_state(device: torch.device | str = "cpu") -> Tensor:
 
     Returns:
         Tensor: int64[2] on the device, (seed, offset) read as unsigned.
+
+    Raises:
+        RuntimeError: torch knows no such device, or has none here.
     """
     device = torch.device(device)
     return draw_own(device) if drawer is None else drawer(device)

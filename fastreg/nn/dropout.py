@@ -208,7 +208,7 @@ class DropConnectLinear(torch.nn.Linear):
 
     One mask per call for all samples, and none for the bias; evaluation uses the weights as they are. (Wan et al. draw
     a mask per sample, also for the bias, and sample the output in evaluation.) Parameters and state_dict are those of
-    :class:`torch.nn.Linear`.
+    :class:`torch.nn.Linear`. Weights are dropped by :func:`fastreg.functional.dropout`.
 
     Source: Wan et al., "Regularization of neural networks using DropConnect", ICML 2013.
 

@@ -85,7 +85,7 @@ class SyncBatchNorm(_BatchNorm):
     compiled code). Batches may have any sizes, 0 too. Gradients of weight and bias are those of this process's own
     batch, which ``DistributedDataParallel`` averages. Derivatives of first order only.
 
-    In evaluation, and in a group of one process, it is batch norm.
+    In evaluation, and in a group of one process, it is :func:`fastreg.functional.batch_norm`.
 
     Args:
         num_features (int): number of channels C, the same on all processes.
