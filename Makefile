@@ -26,7 +26,7 @@ BUILD = $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help bench test test-full py-test kernel-test cpp-test gpu-check gpu-bundle lint docs dist build clean
+.PHONY: help bench data test test-full py-test kernel-test cpp-test gpu-check gpu-bundle lint docs dist build clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -35,6 +35,9 @@ help:
 bench: $(call stamp,bench)  ## time fastreg against PyTorch and train the digits network with both
 	$(BUILD)
 	$(PY) -m bench $(ARGS)
+
+data: $(call stamp,bench)  ## find MNIST and Fashion-MNIST for the experiments, or bring them (ARGS="--to DIR")
+	$(PY) -m bench.data $(ARGS)
 
 test: py-test kernel-test cpp-test  ## all tests
 
@@ -63,7 +66,7 @@ includes_only = ! grep -rnE '^ *\# *include +"' csrc/$(1) | grep -vE 'include +"
 lint: .venv-lint/.installed $(call stamp,torch)  ## ruff, clang-format, types, the order of imports and includes, and no torch header near the kernels
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
-	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
+	find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
 	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
 	.venv-lint/bin/basedpyright --pythonpath "$$($(PY) -c 'import sys; print(sys.executable)')"
 	.venv-lint/bin/python -m tests.build.import_order

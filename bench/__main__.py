@@ -10,8 +10,9 @@ from pathlib import Path
 try:
     import torch
 
-    from bench import allocator, compare, environment, failures, parts, results
+    from bench import allocator, compare, environment, failures, parts, quiet, results
     from bench.arguments import factor, positive, shape_name
+    from bench.end_to_end.kernelbench import PROBLEMS
     from bench.end_to_end.networks import NAMES
     from bench.end_to_end.step import VARIANTS
     from bench.timings.default import DTYPES, LAYOUTS
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: a GPU where there is one)")
     add("--threads", type=positive, help="CPU threads of all sides (default: PyTorch's)")
     add("--out", type=Path, default=Path("bench/out"), metavar="DIR", help="results (default: %(default)s)")
+    quiet.add_argument(command)
     add("--quick", action="store_true", help="a few small cases: does everything run?")
     add("--resume", action="store_true", help="keep the rows that the files in DIR have, and add the missing ones")
     add("--json-only", action="store_true", help="no charts (python -m bench.redraw draws them), and each row is kept "
@@ -48,12 +50,14 @@ def parser() -> argparse.ArgumentParser:
     add("--layouts", nargs="+", choices=LAYOUTS, metavar="LAYOUT", help=", ".join(LAYOUTS))
     add("--providers", nargs="+", choices=PROVIDERS, metavar="NAME",
         help=f"{', '.join(PROVIDERS)} (default: those installed; fastreg is always among them)")  # fmt: skip
+    add("--more", action="store_true", help="the default set, and 16-bit types, small batches, 2-D and 3-D tensors")
     add("--minutes", type=factor, default=5, help="for all of them, as far as possible (default: %(default)s)")
     add("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"), help="run nothing: what changed, beyond noise")
 
-    add = command.add_argument_group("end-to-end and users").add_argument
-    add("--networks", nargs="+", choices=(*NAMES, *USERS), metavar="NAME", help=f"end-to-end: {', '.join(NAMES)}; "
-        f"users: {', '.join(USERS)} (default: all that are installed)")  # fmt: skip
+    add = command.add_argument_group("end-to-end, kernelbench and users").add_argument
+    add("--networks", nargs="+", choices=(*NAMES, *PROBLEMS, *USERS), metavar="NAME",
+        help=f"end-to-end: {', '.join(NAMES)}; kernelbench: {', '.join(PROBLEMS)}; users: {', '.join(USERS)} (default: "
+        "all that are installed)")  # fmt: skip
     add("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help="; ".join(VARIANTS) + " (default: all)")
 
     add = command.add_argument_group("training").add_argument
@@ -78,6 +82,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         args.described = environment.describe(args.device)
         chosen = {name: parts.make(name, args) for name in ([args.only] if args.only else parts.DEFAULT)}
         results.prepare_folder(args.out)
+        args.guarded = quiet.check(args)
     except ValueError as error:
         command.error(str(error))
     except OSError as error:
@@ -87,27 +92,32 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0; 1 where fastreg fails, or --fail-if-slower finds something; 2 for bad input; 3 where
-    the device is broken, and --resume can go on in a new process; 130 after Ctrl-C."""
+    the device is broken, and --resume can go on in a new process; 4 where results were kept out of bench/results; 130
+    after Ctrl-C."""
     args, chosen = parse(argv)
     if args.compare:
         return _compare(*args.compare, args.fail_if_slower)
     allocator.keep_freed_memory()
     print(environment.caption(args.described), flush=True)
+    status = 0
     for name, part in chosen.items():
         try:
-            if not part.run(name, args.out, args.described):
+            if not part.run(name, args.out, args.described, args.guarded):
                 return 130
+        except quiet.Disturbed as error:
+            print(f"bench: not written to {args.out}: {error}", file=sys.stderr)
+            status = quiet.STATUS
         except failures.BrokenDevice as error:
             print(f"bench: the device is broken after {error}", file=sys.stderr)
             return 3
     if any(failure["provider"] in (FASTREG.name, failures.ALL) for part in chosen.values() for failure in part.failed):
         return 1
     slower = []
-    for name in ("timings", "users") if args.fail_if_slower else ():
+    for name in ("timings", "users") if args.fail_if_slower and not status else ():
         if name in chosen:
             rows = results.read_document(args.out / f"{name}.json")["rows"]
             slower += compare.slower_than_others(rows, args.fail_if_slower)
-    return _fail(slower)
+    return _fail(slower) or status
 
 
 def _compare(before: Path, after: Path, limit: float | None) -> int:

@@ -37,7 +37,7 @@ STYLE = {
     "axes.titleweight": "bold",
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "savefig.dpi": 150,
+    "savefig.dpi": 110,
 }
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import environment, failures, results
+from bench import environment, failures, quiet, results
 
 PARTIAL = " (partial: interrupted)"
 Chart = Callable[[list[dict], str, str, Path], None]  # of the rows, with a title and a caption, to a PNG file
@@ -31,9 +30,15 @@ class Part:
     failed: list[dict] = field(default_factory=list)
     at_once: bool = False
 
-    def run(self, name: str, folder: Path, described: dict) -> bool:
-        """Writes `name.*` to the folder. Returns whether it was complete, which Ctrl-C prevents."""
+    def run(self, name: str, folder: Path, described: dict, guarded: bool = False) -> bool:
+        """Writes `name.*` to the folder. Returns whether it was complete, which Ctrl-C prevents.
+
+        Raises:
+            Disturbed: the folder is guarded, and other programs ran: the files are elsewhere.
+        """
         rows, complete = list(self.kept), False
+        scratch = quiet.refuge(folder) if guarded else folder  # as long as it is not known whether they are to be kept
+        results.prepare_folder(scratch)
         contention = environment.Contention()
         batches = self.rows()
         try:
@@ -41,13 +46,16 @@ class Part:
                 share = contention.since_last()
                 rows += [row | {"contention": share} for row in batch]
                 if self.at_once and (rows or self.failed):
-                    self._write(folder, name, described, rows, complete)
+                    self._write(scratch, name, described, rows, complete)
             complete = True
         except KeyboardInterrupt:
             print(f"\n{name}: interrupted, keeping what there is", file=sys.stderr)
         finally:
             if close := getattr(batches, "close", None):
                 close()  # a case that was interrupted did not fail
+            if guarded:
+                results.result_path(scratch, name, "json", complete=True)  # the rows so far go with the others
+                folder = quiet.folder_of(rows, folder)
             caption = full_caption(described, rows)
             title = self.title if complete else self.title + PARTIAL
             paths = self._write(folder, name, described, rows, complete)
@@ -59,6 +67,8 @@ class Part:
             for failure in self.failed:
                 print(f"failed: {failures.describe(failure)}")
             print("wrote", *paths, flush=True)
+        if guarded and folder == scratch:
+            raise quiet.Disturbed(f"{name}: other programs took {quiet.share(rows):.0%} of the CPU time: see {folder}")
         return complete
 
     def _write(self, folder: Path, name: str, described: dict, rows: list[dict], complete: bool) -> list[Path]:
@@ -69,7 +79,6 @@ class Part:
 def full_caption(described: dict, rows: list[dict]) -> str:
     """The environment in one line, and whether other programs ran in it."""
     caption = environment.caption(described)
-    share = statistics.mean(row["contention"] for row in rows) if rows else 0.0
-    if share > results.CONTENDED:
+    if (share := quiet.share(rows)) > results.CONTENDED:
         caption += f" · NOT ALONE: other programs took {share:.0%} of the CPU time"
     return caption

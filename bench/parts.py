@@ -12,6 +12,8 @@ from bench import environment, results
 from bench.end_to_end import charts as end_to_end_charts
 from bench.end_to_end import report as end_to_end_report
 from bench.end_to_end import run as end_to_end_run
+from bench.end_to_end.kernelbench import problems
+from bench.end_to_end.networks import networks
 from bench.part import Part
 from bench.timings import charts, providers, report, short
 from bench.timings.cases import Choice, key
@@ -24,19 +26,21 @@ CHARTS = {
     "timings": charts.CHARTS,
     "short": {"": charts.speed},
     "end-to-end": end_to_end_charts.CHARTS,
+    "kernelbench": end_to_end_charts.CHARTS,
     "users": {},
 }
 TITLES = {
     "timings": "fastreg against PyTorch, layer by layer",
     "short": "fastreg against PyTorch: the short table",
     "end-to-end": "Whole networks: training steps, converted to fastreg and not",
+    "kernelbench": "KernelBench's problems with batch norm or dropout: forward, backward and update",
     "users": "Small networks, converted and plain",
 }
 SHARE_OF_MEMORY = 0.7  # that the timings may fill
 
 
 def _timings(args: Namespace) -> Part:
-    choice = Choice(args.ops, args.modes, args.shapes, args.dtypes, args.layouts)
+    choice = Choice(args.ops, args.modes, args.shapes, args.dtypes, args.layouts, args.more)
     cases, too_large = choice.cases(args.device, _memory(args), args.quick)
     if too_large:
         print(f"left out, for want of memory: {len(too_large)} cases, such as {' '.join(too_large[0].key)}")
@@ -79,8 +83,8 @@ def _memory(args: Namespace) -> int:
     return int(SHARE_OF_MEMORY * environment.available_memory(args.device))
 
 
-def _end_to_end(args: Namespace) -> Part:
-    kept, failed = _kept("end-to-end", args)
+def _end_to_end(args: Namespace, name: str = "end-to-end", known=networks) -> Part:
+    kept, failed = _kept(name, args)
     job = end_to_end_run.Job(
         args.device,
         args.quick,
@@ -88,8 +92,13 @@ def _end_to_end(args: Namespace) -> Part:
         args.variants,
         done={end_to_end_run.key(row) for row in kept + failed},
         failed=failed,
+        known=known,
     )
-    return Part(TITLES["end-to-end"], job.run, end_to_end_report.report, CHARTS["end-to-end"], kept=kept, failed=failed)
+    return Part(TITLES[name], job.run, end_to_end_report.report, CHARTS[name], kept=kept, failed=failed)
+
+
+def _kernelbench(args: Namespace) -> Part:
+    return _end_to_end(args, "kernelbench", problems)
 
 
 def _users(args: Namespace) -> Part:
@@ -104,7 +113,14 @@ def _training(args: Namespace) -> Part:
     return experiments.part("digits-batchnorm", experiments.Choice(args.device, seeds=args.seeds, epochs=args.epochs))
 
 
-PARTS = {"timings": _timings, "short": _short, "end-to-end": _end_to_end, "users": _users, "training": _training}
+PARTS = {
+    "timings": _timings,
+    "short": _short,
+    "end-to-end": _end_to_end,
+    "kernelbench": _kernelbench,
+    "users": _users,
+    "training": _training,
+}
 DEFAULT = ("timings", "training")
 
 

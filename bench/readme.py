@@ -20,13 +20,26 @@ from bench.timings.ops import MODES
 from bench.timings.providers import COMPILE
 from bench.timings.speed_chart import best_ratios
 from bench.timings.tensors import with_unit
-from bench.training.loop import EITHER, FASTREG, TORCH
+from bench.training.data import TITLES
+from bench.training.experiments import ALL, STUDIES
+from bench.training.loop import EITHER, FASTREG, PROVIDERS, TORCH
 from bench.training.report import SPEED
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "bench/results"
 BEGIN, END = "<!-- {}: written by python -m bench.readme -->", "<!-- end of {} -->"
-FIRST_CHART = "init-scale.png"  # of the trainings
+TRAINING_CHARTS = {
+    "mnist-batchnorm.png": "Loss and accuracy by epoch, with and without batch norm",
+    "init-scale.png": "Training accuracy by epoch for 16 scales of initial weights",
+    "overfit.png": "Training and test accuracy by epoch, with and without dropout and weight decay",
+}
+PEERS = {
+    "torch_mkldnn": "torch on oneDNN's tensors",
+    "onednn": "oneDNN",
+    "onednn_given": "oneDNN, results not allocated",
+    "onednn_blocked": "oneDNN, nChw16c",
+    "onednn_blocked_given": "oneDNN, nChw16c, results not allocated",
+}
 
 
 def timings(root: Path, folder: Path) -> list[str]:
@@ -55,8 +68,29 @@ def timings(root: Path, folder: Path) -> list[str]:
         "column names it; medians, both timed in turn in one process, above 1 is faster. With spread, bandwidth and "
         f"memory: [{path.name}]({folder}/{path.name}).",
         _markdown(header, table),
+        *_peers(rows),
         *_images(root, folder, {f"{chart}.png": "Times PyTorch's speed, by layer, mode and size"}),
         *_images(root, folder, {"timings-overview.png": "Roofline, memory kept for backward, bandwidth by size"}),
+    ]
+
+
+def _peers(rows: list[dict]) -> list[str]:
+    """Times the speed of other libraries for the CPU, where they were timed."""
+    peers = [name for name in PEERS if any(row["provider"] == name for row in rows)]
+    if not peers:
+        return []
+    ratios = {name: best_ratios(rows, [name]) for name in peers}
+    lines = dict.fromkeys((op, mode, label) for own in ratios.values() for op, mode, label in own)
+    table = [
+        [
+            f"{op.replace('_', ' ')} {' '.join(label.split())}, {tensors.MODES.get(mode, mode)}",
+            *(_ratio(ratios[name], op, mode, label) for name in peers),
+        ]
+        for op, mode, label in lines
+    ]
+    return [
+        "Times the speed of other libraries, in the same run. oneDNN is called without autograd.",
+        _markdown(["", *(PEERS[name] for name in peers)], table),
     ]
 
 
@@ -98,7 +132,16 @@ def headline(root: Path, folder: Path) -> list[str]:
 
 def end_to_end(root: Path, folder: Path) -> list[str]:
     """Steps per second and peak memory, a line per network and variant."""
-    path = results.latest(root / folder, "end-to-end")
+    return _networks(root, folder, "end-to-end", "Training steps of whole networks")
+
+
+def kernelbench(root: Path, folder: Path) -> list[str]:
+    """The same of KernelBench's problems."""
+    return _networks(root, folder, "kernelbench", "Training steps of KernelBench's problems with batch norm or dropout")
+
+
+def _networks(root: Path, folder: Path, name: str, what: str) -> list[str]:
+    path = results.latest(root / folder, name)
     document = results.read_document(path)
     rows = document["rows"]
     table = [
@@ -121,10 +164,9 @@ def end_to_end(root: Path, folder: Path) -> list[str]:
         "share of batch norm, relu, sums, dropout",
     ]
     return [
-        f"{_where(document, rows)}. Training steps of whole networks, all variants in turn in one process: "
-        f"[{path.name}]({folder}/{path.name}).",
+        f"{_where(document, rows)}. {what}, all variants in turn in one process: [{path.name}]({folder}/{path.name}).",
         _markdown(header, table, words=2),
-        *_images(root, folder, {"end-to-end.png": "Steps per second, peak memory and shares of a step's time"}),
+        *_images(root, folder, {f"{name}.png": "Steps per second, peak memory and shares of a step's time"}),
     ]
 
 
@@ -145,11 +187,12 @@ def checks(root: Path, folder: Path) -> list[str]:
 def training(root: Path, folder: Path) -> list[str]:
     """Test accuracy with either kind of layers, a line per experiment and network."""
     documents = [json.loads(path.read_text()) for path in sorted((root / folder / "training").glob("*.json"))]
-    table = [line for document in documents for line in _trained(document, f"{folder}/training")]
-    names = {document["data"]["name"] for document in documents}
+    experiments = [document for document in documents if document["experiment"] not in STUDIES]
+    table = [line for document in experiments for line in _trained(document, f"{folder}/training")]
     runs = [run for document in documents for run in document["runs"]]
     header = [
         "experiment",
+        "data",
         "network",
         "`torch.nn`",
         "`fastreg.nn`",
@@ -159,13 +202,35 @@ def training(root: Path, folder: Path) -> list[str]:
     ]
     return [
         f"{_where(documents[0], runs)}. Test accuracy in %, mean ± standard deviation over the seeds; its gap to the "
-        "training accuracy in points; the median over the epochs of PyTorch's seconds over fastreg's, both trained in "
-        f"turn. A network that has neither dropout nor batch norm is trained once. Data: {', '.join(sorted(names))}.",
-        _markdown(header, table, words=2),
-        *_images(
-            root, folder / "training", {FIRST_CHART: "Training accuracy by epoch for 16 scales of initial weights"}
-        ),
+        "training accuracy in points; the median, over epochs that no other program disturbed, of PyTorch's seconds "
+        "over fastreg's, both trained in turn. A network that has neither dropout nor batch norm is trained once.",
+        _markdown(header, table, words=3),
+        *_answers(documents, root, folder / "training"),
+        *_images(root, folder / "training", TRAINING_CHARTS),
     ]
+
+
+def _answers(documents: list[dict], root: Path, folder: Path) -> list[str]:
+    """A line per question that the data answered."""
+    lines = []
+    for document in documents:
+        if "answer" in document:
+            name = document["experiment"]
+            question = ALL[name].title
+            found = {"numbers": f"{folder}/{name}.json", "chart": f"{folder}/{name}.png"}
+            files = ", ".join(f"[{what}]({path})" for what, path in found.items() if (root / path).exists())
+            text = f"- **{question}**: {document['answer']} {_runs(document)} ({files})"
+            lines.append(
+                textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            )
+    return ["\n".join(lines)] if lines else []
+
+
+def _runs(document: dict) -> str:
+    """How often, and with whose layers."""
+    layers = " and ".join(f"`{name}.nn`" for name in PROVIDERS if any(r["layers"] == name for r in document["runs"]))
+    seeds = len({run["seed"] for run in document["runs"]})
+    return f"{seeds} seed{'s' * (seeds > 1)}, {layers}"
 
 
 def _trained(document: dict, folder: str) -> list[list[str]]:
@@ -185,7 +250,8 @@ def _trained(document: dict, folder: str) -> list[list[str]]:
         ]
         gaps = [f"{100 * (s['train_accuracy'] - s['test_accuracy']):.1f}" if s else "" for s in sides]
         ratio = sides[1].get(SPEED) if sides[1] else None
-        table.append([name, variant, *accuracies, *gaps, f"{ratio:.2f}" if ratio else ""])
+        data = TITLES[document["data"]["name"]].removeprefix("scikit-learn's ")
+        table.append([name, data, variant, *accuracies, *gaps, f"{ratio:.2f}" if ratio else ""])
     return table
 
 
@@ -218,6 +284,7 @@ SECTIONS: dict[str, list[tuple[Callable[[Path, Path], list[str]], list[str]]]] =
     "timings": [
         (timings, ["timings.json", "timings.partial.json", "short.json", "short.partial.json"]),
         (end_to_end, ["end-to-end.json", "end-to-end.partial.json"]),
+        (kernelbench, ["kernelbench.json", "kernelbench.partial.json"]),
         (checks, ["gpu_check.json"]),
     ],
     "training": [(training, ["training"])],

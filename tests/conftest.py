@@ -42,6 +42,12 @@ def has_zoo():
     return has("torchvision") and has("timm")
 
 
+def has_onednn():
+    from bench.timings.cpu_peers import ONEDNN, PEERS
+
+    return all(peer.absence() is None for peer in PEERS if peer.module == ONEDNN)
+
+
 def has(name):
     return importlib.util.find_spec(name) is not None
 
@@ -53,6 +59,7 @@ NEEDS = {
     "nvcc": (lambda config: has_nvcc(), "need nvcc and have not run: there is none here"),
     "triton": (lambda config: has("triton"), "need Triton and have not run: there is none here"),
     "helion": (lambda config: has("helion"), "need Helion and have not run: there is none here"),
+    "onednn": (lambda config: has_onednn(), "need oneDNN and have not run: there is none here"),
     "zoo": (
         lambda config: has_zoo(),
         "need torchvision and timm (the extra zoo) and have not run: there are none here",

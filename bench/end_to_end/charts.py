@@ -19,6 +19,7 @@ VARIANT_COLOURS = {
     "converted": COLOURS["fastreg"],
     "compiled": COLOURS["compile"],
     "converted, compiled": COLOURS["inplace_abn"],
+    "patched": COLOURS["apex"],
 }
 SHARE_COLOURS = dict(zip(SHARES, ("#BBBBBB", COLOURS["torch"], COLOURS["torch_without_cudnn"], "#E8E8E8"), strict=True))
 

@@ -27,6 +27,7 @@ class Network:
     classes: int
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = nn.functional.cross_entropy  # of output and labels
 
     def describe(self) -> dict:
         """The columns that identify it in the result files."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,8 @@ import torch
 
 from bench import failures
 from bench.end_to_end import distributed
-from bench.end_to_end.networks import Network, networks
+from bench.end_to_end import networks as usual
+from bench.end_to_end.networks import Network
 from bench.end_to_end.shares import SHARES, shares
 from bench.end_to_end.step import VARIANTS, Step, Variant, Wrap
 from bench.results import progress
@@ -39,7 +40,8 @@ def key(row: dict) -> tuple:
 @dataclass(frozen=True)
 class Job:
     """networks, variants: their names, None: all; plain, which the others are compared with, is always among them.
-    done: keys of what needs no run. failed: what failed, and is left out."""
+    known: all networks for a device, of which a quick job has few. done: keys of what needs no run. failed: what
+    failed, and is left out."""
 
     device: torch.device
     quick: bool = False
@@ -47,6 +49,7 @@ class Job:
     variants: Collection[str] | None = None
     done: Collection[tuple] = ()
     failed: list[dict] = field(default_factory=list)
+    known: Callable[[torch.device, bool], list[Network]] = usual.networks
 
     def run(self) -> Iterator[list[dict]]:
         """Train each network on one device, and where there are several GPUs, on all; yields the rows of each.
@@ -56,7 +59,7 @@ class Job:
         """
         several = torch.cuda.device_count() if self.device.type == "cuda" else 1
         chosen = {name: VARIANTS[name] for name in VARIANTS if name in (PLAIN, *(self.variants or VARIANTS))}
-        for network in networks(self.device, self.quick):
+        for network in self.known(self.device, self.quick):
             if self.networks and network.name not in self.networks:
                 continue
             for devices in sorted({1, several}):
@@ -67,13 +70,22 @@ class Job:
                 rows: list[dict] = []
                 with failures.listed(self.failed, case, self.device, SECONDS_TO_HANG):
                     yield []
-                    if devices == 1:
-                        samples = measure(network, chosen, self.device, SECONDS_PER_NETWORK[self.quick])
-                    else:
-                        work = partial(measure, network, chosen, seconds=0.0, with_shares=False)  # as many rounds
-                        samples = distributed.run(work, self.device.type, devices)
-                    rows += summarise(network, devices, *samples)
+                    for variants in together(chosen):
+                        if devices == 1:
+                            samples = measure(network, variants, self.device, SECONDS_PER_NETWORK[self.quick])
+                        else:
+                            work = partial(measure, network, variants, seconds=0.0, with_shares=False)  # as many rounds
+                            samples = distributed.run(work, self.device.type, devices)
+                        new = summarise(network, devices, *samples)
+                        rows += [row for row in new if row["variant"] not in {row["variant"] for row in rows}]
                 yield rows
+
+
+def together(variants: Mapping[str, Variant]) -> list[dict[str, Variant]]:
+    """Those that take turns. Patching torch has all code compiled anew, so what is patched takes turns with plain."""
+    patched = {name: variant for name, variant in variants.items() if variant.patched}
+    others = {name: variant for name, variant in variants.items() if not variant.patched}
+    return [others, *([{PLAIN: variants[PLAIN]} | patched] if patched else [])]
 
 
 def measure(

@@ -28,7 +28,7 @@ def shares(step: Step) -> dict[str, float]:
     """Of the time of a step, by SHARES: their sum is 1."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (step.device.type == "cuda")
     update = 0.0
-    with profile(activities=activities, acc_events=True) as profiled:
+    with step.settings(), profile(activities=activities, acc_events=True) as profiled:
         for index in range(STEPS):
             step.gradients()
             if index < STEPS - 1:

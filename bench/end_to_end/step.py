@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import fastreg
 from bench.end_to_end.networks import Network
@@ -19,17 +18,22 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 @dataclass(frozen=True)
 class Variant:
-    converted: bool
-    compiled: bool
-    fused: bool = True  # where it is converted
+    """fused: where it is converted. patched: torch's own operators are computed by fastreg's while it runs."""
+
+    converted: bool = False
+    compiled: bool = False
+    fused: bool = True
+    patched: bool = False
 
 
 VARIANTS = {
-    "plain": Variant(converted=False, compiled=False),
-    "converted": Variant(converted=True, compiled=False),
-    "compiled": Variant(converted=False, compiled=True),
+    "plain": Variant(),
+    "converted": Variant(converted=True),
+    "compiled": Variant(compiled=True),
     "converted, compiled": Variant(converted=True, compiled=True),
 }
+if hasattr(fastreg, "patch_torch"):
+    VARIANTS["patched"] = Variant(patched=True)
 
 
 class Step:
@@ -42,12 +46,13 @@ class Step:
         self.model = torch.compile(model) if variant.compiled else model
         self.optimiser = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         self.x, self.y = network.samples(device)
+        self.settings = fastreg.patch_torch if variant.patched else contextlib.nullcontext
 
     def gradients(self) -> None:
         """Forward and backward."""
         mixed = self.network.dtype != torch.float32
         with torch.autocast(self.device.type, self.network.dtype) if mixed else contextlib.nullcontext():
-            loss = F.cross_entropy(self.model(self.x), self.y)
+            loss = self.network.loss(self.model(self.x), self.y)
         loss.backward()
 
     def update(self) -> None:
@@ -56,16 +61,18 @@ class Step:
         self.optimiser.zero_grad(set_to_none=True)
 
     def __call__(self) -> None:
-        self.gradients()
-        self.update()
+        with self.settings():
+            self.gradients()
+            self.update()
 
     def seconds(self, part: Callable[[], None] | None = None) -> float:
-        """Of one step, or of a part of it."""
-        self._synchronise()
-        begin = time.perf_counter()
-        (part or self)()
-        self._synchronise()
-        return time.perf_counter() - begin
+        """Of one step, or of a part of it; patching is no part of that."""
+        with self.settings():
+            self._synchronise()
+            begin = time.perf_counter()
+            (part or self)()
+            self._synchronise()
+            return time.perf_counter() - begin
 
     def _synchronise(self) -> None:
         if self.device.type == "cuda":

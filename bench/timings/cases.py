@@ -77,6 +77,7 @@ class Choice:
     shapes: Sequence[str] | None = None
     dtypes: Sequence[str] | None = None
     layouts: Sequence[str] | None = None
+    more: bool = False  # than the default set
 
     def cases(self, device: torch.device, memory: int, quick: bool = False) -> tuple[list[Case], list[Case]]:
         """(cases, cases left out because they need more than `memory` bytes), by operator, dtype, shape and mode.
@@ -99,6 +100,8 @@ class Choice:
 
     def _tensors(self, device: torch.device, quick: bool) -> list[Tensor]:
         usual = default.QUICK if quick else default.DEFAULT[device.type]
+        if self.more and not quick:
+            usual = [*usual, *(tensor for tensor in default.MORE if tensor not in usual)]
         if not (self.shapes or self.dtypes or self.layouts):
             return [tensor for tensor in usual if self.ops is None or tensor[0] in self.ops]
         tensors = []

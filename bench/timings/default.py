@@ -52,6 +52,24 @@ batch_norm_relu_dropout 1024x256 fp32 contiguous
 batch_norm_relu_dropout 32x64x56x56 128x256x14x14 256x256x56x56 bf16 {_BOTH}
 """
 DEFAULT = {"cpu": _parse(_CPU), "cuda": _parse(_CUDA)}
+# Each fused operator in 16 bits, a small batch, sequences and volumes.
+MORE = _parse(f"""
+dropout 16777216 bf16,fp16 contiguous
+relu_dropout 1024x256 8x512x768 bf16,fp16 contiguous
+drop_path 32x64x56x56 bf16,fp16 contiguous
+batch_norm 1024x256 bf16,fp16 contiguous
+batch_norm 32x256x1024 fp32,bf16 contiguous
+batch_norm 8x64x56x56 fp32,bf16,fp16 {_BOTH}
+batch_norm 2x32x32x64x64 fp32,bf16 {_BOTH}
+batch_norm_relu 1024x256 32x256x1024 fp32,bf16 contiguous
+batch_norm_relu 8x64x56x56 fp32,bf16,fp16 {_BOTH}
+batch_norm_relu 32x64x56x56 bf16,fp16 {_BOTH}
+batch_norm_relu 2x32x32x64x64 fp32,bf16 {_BOTH}
+batch_norm_add_relu 8x64x56x56 fp32,bf16,fp16 {_BOTH}
+batch_norm_add_relu 32x64x56x56 bf16,fp16 {_BOTH}
+batch_norm_relu_dropout 1024x256 bf16,fp16 contiguous
+batch_norm_relu_dropout 8x64x56x56 fp32,bf16,fp16 {_BOTH}
+""")
 # One of each kind: does everything run?
 QUICK = _parse("""
 dropout 32x100 fp32 contiguous

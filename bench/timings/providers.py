@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from bench.timings import others
+from bench.timings import cpu_peers, others
 from bench.timings.cases import Case
-
-
-@dataclass(frozen=True)
-class Provider:
-    """layer: makes the case's layer. takes: whether it has one on a device. module: what it is imported from.
-
-    option: of inductor, that it needs besides. in_place: overwrites its input, which then cannot be a leaf that
-    requires grad. by_name: timed only where it is asked for, since it takes long to prepare."""
-
-    name: str
-    layer: Callable[[Case], nn.Module]
-    takes: Callable[[Case, torch.device], bool] = lambda case, device: True
-    module: str = "torch"
-    settings: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-    option: str | None = None
-    in_place: bool = False
-    by_name: bool = False
-
-    def absence(self) -> str | None:
-        """Why it cannot be imported, or None."""
-        try:
-            importlib.import_module(self.module)
-        except Exception as error:  # such as a binary that was built for another torch
-            return f"cannot import {self.module}: {str(error).splitlines()[0]}"
-        if self.option and self.option not in torch._inductor.list_options():
-            return f"torch {torch.__version__} has no such option of inductor: {self.option}"
-        return None
-
-
-def _compiled(case: Case, **keywords) -> nn.Module:
-    torch.compiler.reset()  # past some recompilations of the same code it would silently run uncompiled
-    return torch.compile(case.definition.torch(case.shape), **keywords)
+from bench.timings.cpu_peers import compiled
+from bench.timings.provider import Provider
 
 
 def _inductor(name: str, option: str, takes: Callable[[Case], bool]) -> Provider:
     """What torch.compile gives with an option on; of a GPU."""
     return Provider(
         name,
-        lambda case: _compiled(case, options={option: True}),
+        lambda case: compiled(case, options={option: True}),
         lambda case, device: device.type == "cuda" and takes(case),
         option=option,
         by_name=True,
@@ -69,7 +35,7 @@ TORCH_WITHOUT_CUDNN = Provider(
     lambda case, device: device.type == "cuda" and _normalises(case),  # cuDNN can only matter there
     settings=lambda: torch.backends.cudnn.flags(enabled=False),
 )
-COMPILE = Provider("compile", _compiled)
+COMPILE = Provider("compile", compiled)
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
@@ -84,6 +50,8 @@ PROVIDERS: dict[str, Provider] = {
         Provider("cudnn", others.cudnn, others.cudnn_takes, "cudnn"),
         Provider("flag_gems", TORCH.layer, others.flag_gems_takes, "flag_gems", others.flag_gems_settings),
         Provider("helion", others.helion, others.helion_takes, "helion", by_name=True),
+        *cpu_peers.INDUCTOR,
+        *cpu_peers.PEERS,
         FASTREG,
     )
 }

@@ -25,7 +25,8 @@ from bench.results import progress
 from bench.statistics import quantiles
 from bench.timings import memory, prediction
 from bench.timings.cases import Case
-from bench.timings.providers import FASTREG, Provider, of_case
+from bench.timings.provider import Provider
+from bench.timings.providers import FASTREG, of_case
 from bench.timings.workloads import Workload, copy_workload, layer_workload
 
 COPY = "copy"
@@ -131,16 +132,20 @@ def measure(
 
 def _prepare(case: Case, provider: Provider, device: torch.device, needs: bool) -> tuple[Workload, dict]:
     with provider.settings():
-        layer = provider.layer(case).to(device)
         inputs = make_inputs(case, device)
-        workload = layer_workload(case, provider, inputs, layer)
+        if provider.workload:
+            workload, needs = provider.workload(case, inputs), False
+        else:
+            layer = provider.layer(case).to(device)
+            workload = layer_workload(case, provider, inputs, layer)
         for _ in range(2):  # what is compiled or chosen once does not count
             workload.call()
         if not needs:
             return workload, {}
-        trained = case.mode != "evaluation" and not provider.in_place
+        entry = tuple(map(provider.own, inputs[0]))
+        trained = case.mode != "evaluation" and not provider.in_place and entry[0].layout == torch.strided
         return workload, {
-            "saved_bytes": memory.saved_bytes(layer, inputs[0]) if trained else None,
+            "saved_bytes": memory.saved_bytes(layer, entry) if trained else None,
             "peak_bytes": memory.peak_bytes(workload.call, device),
             "launches": memory.launches(workload.call, device),
         }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.timings.cases import Case
-from bench.timings.providers import Provider
+from bench.timings.provider import Provider
 
 Entry = tuple[Tensor, ...]  # the input and, if the operator takes one, the residual
 
@@ -57,17 +57,18 @@ def copy_workload(inputs: list[Entry]) -> Workload:
 
 def layer_workload(case: Case, provider: Provider, inputs: list[Entry], layer: nn.Module) -> Workload:
     """`case` with a layer of `provider`; gradients go to the input, the residual and the parameters."""
+    own = [tuple(map(provider.own, entry)) for entry in inputs]
     if case.mode == "evaluation":
         layer.eval()
-        return Workload(lambda entry: layer(*entry), inputs, provider.settings)
-    parameters = list(layer.parameters())
+        return Workload(lambda entry: layer(*entry), own, provider.settings)
+    gradients = [provider.own(torch.randn_like(entry[0])) for entry in inputs]
+    inputs, parameters = own, list(layer.parameters())
     if not provider.in_place:
         for x in itertools.chain.from_iterable(inputs):
             x.requires_grad_()
     if case.mode == "forward":
         return Workload(lambda entry: layer(*entry), inputs, provider.settings)
 
-    gradients = [torch.randn_like(entry[0]) for entry in inputs]
     asked = [[*(x for x in entry if x.requires_grad), *parameters] for entry in inputs]
     calls = list(zip(inputs, asked, gradients, strict=True))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 try:
     import torch
 
-    from bench import environment, results
+    from bench import environment, quiet, results
     from bench.arguments import positive
     from bench.training import experiments, loop
 except ModuleNotFoundError as error:
@@ -29,10 +29,14 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     studies = [*experiments.fashion.STUDIES, ALL]
     parser.add_argument("--study", nargs="+", default=[], choices=studies, help=f"{STUDIED}'s further questions")
     parser.add_argument("--layers", choices=[*loop.PROVIDERS, "both"], default="both", help="default: %(default)s")
-    parser.add_argument("--seeds", type=positive, default=experiments.SEEDS, help="default: %(default)s")
+    parser.add_argument("--seeds", type=positive, help="default: the experiment's own")
     parser.add_argument("--epochs", type=positive, help="default: the experiment's own")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="IDX files of MNIST or Fashion-MNIST (default: digits)"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="IDX files of MNIST or Fashion-MNIST, or torchvision's root (default: "
+        "where `python -m bench.data` finds or puts them, and where they are not, digits instead)",
     )
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: a GPU where there is one)"
@@ -41,6 +45,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     parser.add_argument(
         "--out", type=Path, default=Path("bench/out/training"), metavar="DIR", help="results (default: %(default)s)"
     )
+    quiet.add_argument(parser)
     args = parser.parse_args(argv)
     names = list(experiments.EXPERIMENTS) if ALL in args.names else list(dict.fromkeys(args.names))
     if args.study and names != [STUDIED]:
@@ -53,6 +58,9 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         choice = experiments.Choice(args.device, layers, args.seeds, args.epochs, args.data)
         parts = {name: experiments.part(name, choice) for name in names}
         results.prepare_folder(args.out)
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        args.guarded = quiet.check(args)
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:
@@ -61,16 +69,19 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 130 after Ctrl-C."""
+    """Returns the exit status: 0; 2 for bad input; 4 where results were kept out of bench/results; 130 after Ctrl-C."""
     args, parts = parse(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
     if args.device.type == "cuda":
         torch.cuda.set_device(args.device)
+    status = 0
     for name, part in parts.items():
-        if not part.run(name, args.out, environment.describe(args.device)):
-            return 130
-    return 0
+        try:
+            if not part.run(name, args.out, environment.describe(args.device), args.guarded):
+                return 130
+        except quiet.Disturbed as error:
+            print(f"bench.training: not written to {args.out}: {error}", file=sys.stderr)
+            status = quiet.STATUS
+    return status
 
 
 if __name__ == "__main__":

@@ -63,10 +63,13 @@ def compare(rows: list[dict], columns: Sequence[str]) -> Figure:
                 curves.append(Line(values, COLOURS.get(name, INK) if alone else colour, label, wide))
         draw(ax, curves, column)
         ax.set_title(column.replace("_", " "))
-        if column.endswith("_accuracy"):
-            low, high = ax.get_ylim()
-            ax.set_ylim(min(low, high - 0.05))  # differences of a few samples do not fill the panel
-    share_limits([ax for ax, column in zip(figure.axes, columns, strict=True) if column.endswith("_loss")])
+    for quantity in ("_loss", "_accuracy", "_variance"):
+        if own := [ax for ax, column in zip(figure.axes, columns, strict=True) if column.endswith(quantity)]:
+            share_limits(own)
+            low, high = own[0].get_ylim()
+            if quantity == "_accuracy" and high - low < 0.05:  # differences of a few samples do not fill the panel
+                own[0].set_ylim(high - 0.05)
+                share_limits(own)
     return figure
 
 
@@ -96,7 +99,7 @@ def draw(ax: Axes, lines: Sequence[Line], column: str) -> None:
                 gid=LABEL,
             )
     if accuracy:
-        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     else:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -146,7 +149,8 @@ def note(rows: list[dict]) -> str:
     parts = ["by epoch" + f": median and range of {seeds} seeds" * (seeds > 1)]
     if {TORCH.name, FASTREG.name} <= set(layers):
         parts.append(f"wide lines: {LABELS[TORCH.name]}, thin: {LABELS[FASTREG.name]}")
-        parts.append(f"fastreg trains at {statistics.median(speeds(rows).values()):.2f}x PyTorch's speed")
+        if ratios := speeds(rows):
+            parts.append(f"fastreg trains at {statistics.median(ratios.values()):.2f}x PyTorch's speed")
     elif len(layers) == 1:
         parts.append(f"{LABELS.get(layers[0], 'any')}'s layers")
     text = "; ".join(parts)

@@ -1,8 +1,7 @@
-"""The data sets: scikit-learn's digits, which ship with it, and MNIST and Fashion-MNIST from IDX files."""
+"""The data sets as tensors: scikit-learn's digits, which ship with it, and MNIST and Fashion-MNIST from IDX files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +10,13 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from bench.training import idx
+from bench.data import bring, idx
+from bench.data.sets import SETS
 
 Split = tuple[Tensor, Tensor]  # inputs [N, features], labels [N]
 
-TITLES = {"digits": "scikit-learn's digits", "mnist": "MNIST", "fashion": "Fashion-MNIST"}
-CHECKSUMS: dict[str, Mapping] = {"mnist": idx.MNIST, "fashion": idx.FASHION_MNIST}
-FOLDERS = {"mnist": "MNIST/raw", "fashion": "FashionMNIST/raw"}  # where torchvision keeps them
+DIGITS = "digits"
+TITLES = {DIGITS: "scikit-learn's digits"} | {name: dataset.title for name, dataset in SETS.items()}
 
 
 @dataclass(frozen=True)
@@ -41,22 +40,31 @@ class Data:
 def describe(name: str, stands_in_for: str | None) -> str:
     """On NAME; or in place of which other data set."""
     if stands_in_for:
-        return f"On {TITLES[name]} in place of {TITLES[stands_in_for]}, for there was no --data"
+        return f"On {TITLES[name]} in place of {TITLES[stands_in_for]}, which was not there"
     return f"On {TITLES[name]}"
 
 
 def load(wanted: str, folder: Path | None, device: torch.device) -> Data:
-    """`digits`, `mnist` or `fashion`; without a folder the digits stand in for the other two.
+    """`digits`, `mnist` or `fashion-mnist`; the latter from the folder, or torchvision's root, or without one from
+    where they usually are. Where they are not, the digits stand in for them.
 
     Raises:
-        ValueError: a file is missing, damaged, or not the published one.
+        ValueError: a file is missing from the folder, damaged, or not the published one.
     """
-    if wanted == "digits":
+    if wanted == DIGITS:
         return digits(device)
+    dataset = SETS[wanted]
     if folder is None:
-        return digits(device, stands_in_for=wanted)
-    subfolder = folder / FOLDERS[wanted]
-    arrays = idx.load(subfolder if subfolder.is_dir() else folder, CHECKSUMS[wanted])
+        found = bring.find(dataset)
+        if found is None:
+            return digits(device, stands_in_for=wanted)
+        contents = found[1]
+    else:
+        try:
+            contents = idx.read(bring.within(folder, dataset), dataset)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"--data {error}") from None
+    arrays = (idx.parse(content, name) for name, content in contents.items())
     train_x, train_y, test_x, test_y = (torch.tensor(array, device=device) for array in arrays)
     train_x, test_x = (x.flatten(1).float() / 255 for x in (train_x, test_x))
     return Data(wanted, (train_x, train_y.long()), (test_x, test_y.long()))
@@ -73,7 +81,7 @@ def digits(device: torch.device, stands_in_for: str | None = None) -> Data:
     deviation, mean = torch.std_mean(train_x, dim=0)
     deviation[deviation == 0] = 1
     train_x, test_x = ((x - mean) / deviation for x in (train_x, test_x))
-    return Data("digits", (train_x, train_y), (test_x, test_y), stands_in_for)
+    return Data(DIGITS, (train_x, train_y), (test_x, test_y), stands_in_for)
 
 
 def first(split: Split, count: int) -> Split:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench.results import format_table, replace_file, result_path
+from bench.results import CONTENDED, format_table, replace_file, result_path
 from bench.training.loop import FASTREG, TORCH
 
 KEYS = ("variant", "layers", "seed")  # what identifies a run; further columns that never change join them
@@ -48,8 +48,10 @@ def summarise(rows: list[dict]) -> list[dict]:
 
 
 def speeds(rows: list[dict]) -> dict[str, float]:
-    """Variant -> median over the epochs of torch's seconds over fastreg's, where both were trained."""
-    seconds = {(row["variant"], row["seed"], row["epoch"], row["layers"]): row["seconds"] for row in rows}
+    """Variant -> median over the epochs of torch's seconds over fastreg's, where both were trained; of the epochs that
+    no other program disturbed."""
+    quiet = [row for row in rows if row.get("contention", 0) <= CONTENDED]
+    seconds = {(row["variant"], row["seed"], row["epoch"], row["layers"]): row["seconds"] for row in quiet}
     ratios: dict[str, list[float]] = {}
     for (*when, layers), ours in seconds.items():
         if layers == FASTREG.name and (theirs := seconds.get((*when, TORCH.name))):
@@ -85,9 +87,20 @@ def spread(line: dict, column: str) -> str:
     return mean if deviation is None else f"{mean} ± {form.format(deviation)}"
 
 
-def write(folder: Path, stem: str, environment: dict, rows: list[dict], complete: bool, about: dict) -> list[Path]:
-    """`stem.json`: `about`, the environment, the summary, and each run with its curves, a run a line."""
+def write(
+    folder: Path,
+    stem: str,
+    environment: dict,
+    rows: list[dict],
+    complete: bool,
+    about: dict,
+    answer: Callable[[list[dict]], str] | None = None,
+) -> list[Path]:
+    """`stem.json`: `about`, the environment, the answer if there is one, the summary, and each run with its curves, a
+    run a line."""
     document = {"complete": complete, **about, "environment": environment}
+    if answer and rows:
+        document["answer"] = answer(rows)
     head = json.dumps(document, indent=1).removesuffix("\n}")
     parts = {
         "summary": [_rounded(line) for line in summarise(rows)],

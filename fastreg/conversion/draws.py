@@ -90,7 +90,13 @@ def _calls(function):
 def _is_zero(p, module):
     if isinstance(p, ast.IfExp):
         return _is_zero(p.body, module) and _is_zero(p.orelse, module)
-    if isinstance(p, ast.Attribute) and isinstance(p.value, ast.Name) and p.value.id == "self":
-        value = module.__dict__.get(p.attr)
-        return type(value) in (int, float) and value == 0
-    return isinstance(p, ast.Constant) and type(p.value) in (int, float) and p.value == 0
+    value = p.value if isinstance(p, ast.Constant) else _setting(p, module)
+    return type(value) in (int, float) and value == 0
+
+
+def _setting(node, module):
+    """What self.name or self.child.name is, read past any code of the module's; None if it is anything else."""
+    if isinstance(node, ast.Name) and node.id == "self":
+        return module
+    owner = _setting(node.value, module) if isinstance(node, ast.Attribute) else None
+    return owner.__dict__.get(node.attr, owner._modules.get(node.attr)) if isinstance(owner, nn.Module) else None

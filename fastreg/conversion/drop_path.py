@@ -64,17 +64,22 @@ def rule_of(cls: type) -> Rule | None:
         itself, *inputs = _names(node)
         form, read, called = _Form(itself, {name: ast.Name("x") for name in inputs[:1]}), forward, ()
         call = _only_call(node)
-        function = None if call is None else forward.__globals__.get(call.func.id)
+        function = None if call is None else _global(forward, call.func.id)
         if isinstance(function, types.FunctionType):
             node, read, called = definition(function), function, (call.func.id, function)
             given = form.given_by(call, node)
             form = _Form(None, given, form.attributes)
     except Unreadable:
         return None
-    if form.text(node) not in _forms() or read.__globals__.get("torch") is not torch:
+    if form.text(node) not in _forms() or _global(read, "torch") is not torch:
         return None
     p, setting = [*form.attributes, ""][:2]
     return Rule(p, setting, True, forward, *called)
+
+
+def _global(function, name):
+    code = function.__code__
+    return None if name in code.co_varnames + code.co_freevars else function.__globals__.get(name)
 
 
 def _names(node):

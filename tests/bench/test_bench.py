@@ -315,7 +315,7 @@ def test_fail_if_slower(brief, tmp_path, monkeypatch, capsys):  # noqa: F811
         (["--modes", "sideways"], "argument --modes: invalid choice: 'sideways' (choose from 'forward', 'backward', "),
         (["--providers", "keras"], "argument --providers: invalid choice: 'keras' (choose from 'torch', "),
         (["--dtypes", "int8"], "argument --dtypes: invalid choice: 'int8' (choose from 'fp32', 'bf16', 'fp16')"),
-        (["--networks", "vgg"], "argument --networks: invalid choice: 'vgg' (choose from 'resnet50', 'mlp')"),
+        (["--networks", "vgg"], "argument --networks: invalid choice: 'vgg' (choose from 'resnet50', 'mlp', "),
         (["--variants", "fast"], "argument --variants: invalid choice: 'fast' (choose from 'plain', 'converted', "),
         (["--layouts", "rows"], "argument --layouts: invalid choice: 'rows' (choose from 'contiguous', "),
         (["--shapes", "vgg"], "argument --shapes: must be one of resnet50-32, resnet50-64, "),

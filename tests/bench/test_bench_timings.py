@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bench.statistics import quantiles
-from bench.timings import default, memory, providers, run, shapes
+from bench.timings import cpu_peers, default, memory, providers, run, shapes
 from bench.timings.cases import Case, Choice
 from bench.timings.default import DTYPES, LAYOUTS
 from bench.timings.ops import MODES, OPS
@@ -45,6 +45,17 @@ def test_default_set(device):
     assert {case.layout for case in everything if case.op == "batch_norm_relu_dropout"} == set(LAYOUTS)
     for case in everything:
         assert len(case.shape) in OPS[case.op].ranks
+
+
+def test_more_than_the_default_set():
+    more = cases(more=True)
+    assert set(more) > set(cases()) and len(set(more)) == len(more)
+    tensors = {(case.op, case.dtype) for case in more}
+    for op in ("batch_norm", "batch_norm_relu", "batch_norm_add_relu", "batch_norm_relu_dropout", "relu_dropout"):
+        assert {(op, torch.bfloat16), (op, torch.float16)} <= tensors
+    assert {len(case.shape) for case in more if case.op == "batch_norm"} == {2, 3, 4, 5}
+    assert {case.mode for case in more if case.shape == (8, 64, 56, 56)} >= {"both", "evaluation"}
+    assert cases(more=True, ops=["dropout"], shapes=["8"]) == cases(ops=["dropout"], shapes=["8"])
 
 
 def test_choice_is_each_with_each():
@@ -146,8 +157,12 @@ def test_absent_providers_are_told(monkeypatch):
 
 
 def test_who_is_timed_where():
+    known = [
+        provider for provider in providers.PROVIDERS.values() if provider not in (*cpu_peers.PEERS, *cpu_peers.INDUCTOR)
+    ]
+
     def names(case, device=CUDA, everything=False):
-        return [p.name for p in providers.of_case(case, device, list(providers.PROVIDERS.values()), everything)]
+        return [p.name for p in providers.of_case(case, device, known, everything)]
 
     image = (32, 64, 56, 56)
     norm = Case("batch_norm", "both", image)

@@ -8,6 +8,7 @@ import torch
 from bench.training import __main__ as command
 from bench.training import experiments, loop
 from bench.training.experiments import fashion, init_scale, search
+from tests.bench.data_fixtures import no_data  # noqa: F401
 
 EVERYTHING = [*experiments.EXPERIMENTS, *experiments.STUDIES]
 
@@ -22,7 +23,7 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def small(monkeypatch, no_data):  # noqa: F811
     monkeypatch.setattr(search, "TRIALS", 3)
     monkeypatch.setattr(init_scale, "recipes", lambda features, every=init_scale.recipes: every(features, [1, 0.1]))
     monkeypatch.setitem(fashion.PASSES, "digits", 1)
@@ -45,11 +46,13 @@ def test_every_experiment(name, tmp_path, capsys):
     document = json.loads((tmp_path / f"{name}.json").read_text())
     assert document["complete"] is True and document["experiment"] == name
     assert {run["layers"] for run in document["runs"]} - {loop.EITHER} == {"torch", "fastreg"}
-    wanted = {"digits": None, "fashion": "fashion"}.get(name.split("-")[0], "mnist")
+    wanted = {"digits": None, "fashion": "fashion-mnist"}.get(name.split("-")[0], "mnist")
     assert (document["data"]["name"], document["data"]["stands_in_for"]) == ("digits", wanted)
     output = capsys.readouterr().out
     assert ("in place of" in output) == (wanted is not None)
-    assert ("88.1% from scratch, 87.3% concise" in output) == name.startswith("fashion")
+    assert ("88.1% from scratch, 87.3% concise" in output) == (name == "fashion-dropout")
+    assert ("answer" in document) == name.startswith("fashion")
+    assert document.get("answer", "") in output
 
 
 @pytest.mark.parametrize("layers", loop.PROVIDERS)

@@ -170,6 +170,30 @@ def test_what_is_not_known_to_be_drop_path_is_left_and_named(cls):
         assert fused_calls(model, torch.randn(6, 6)) == 0
 
 
+def shadowing():
+    """Modules whose names are not those of the file."""
+
+    def drop_path(x, *settings):
+        return 3 * x
+
+    class ClosureDropPath(DropPath):
+        def forward(self, x):
+            return drop_path(x, self.drop_prob, self.training)
+
+    class ArgumentDropPath(DropPath):
+        def forward(self, x, old_drop_path=drop_path):
+            return old_drop_path(x, self.drop_prob, self.training)
+
+    return ClosureDropPath, ArgumentDropPath
+
+
+@pytest.mark.parametrize("cls", shadowing(), ids=lambda cls: cls.__name__)
+def test_a_local_name_is_no_global_one(cls):
+    model, x = fastreg.convert(Block(cls())), torch.randn(ROWS)
+    assert forms.rule_of(cls) is None and forms.rule_of(OldDropPath) is not None
+    torch.testing.assert_close(model(x), x + 3 * model.linear(x))
+
+
 def test_settings_that_are_another_function():
     x = torch.randn(ROWS)
     model = fastreg.convert(Block(DropPath()))
@@ -216,12 +240,14 @@ class Draws(nn.Module):
         self.p, self.q, self.drop, self.norm = p, 0.0, DropPath(0.5), nn.BatchNorm1d(6)
         self.attention = nn.MultiheadAttention(6, 2, dropout=0.3)
         self.slope, self.lstm = nn.RReLU(), nn.LSTM(6, 6, 2, dropout=0.5)
+        self.none = nn.Dropout(0.0)
 
     def forward(self, x):
         x = F.dropout(x, p=self.p, training=self.training)
         x = F.dropout(x, p=self.q if self.training else 0.0)
         x = old_drop_path(x, self.p, self.training)
         x = attend(x, x, dropout=self.p if self.training else 0.0)
+        x = attend(x, x, dropout=self.none.p)
         x = x + self.noise(x)
         y = self.drop(x)
         return F.batch_norm(y, self.norm.running_mean, self.norm.running_var)
@@ -285,6 +311,18 @@ def test_drop_paths_of_hugging_face():
         module = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
         rule = drop_path_rule(getattr(module, f"{name}DropPath"))
         assert rule is not None and rule[:2] == ("drop_prob", ""), name
+
+
+@pytest.mark.package("transformers")
+@pytest.mark.parametrize("p", [0.1, 0.0])
+def test_attention_of_hugging_face_is_named(p):
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = BertModel(BertConfig(vocab_size=600, attention_probs_dropout_prob=p, **sizes))
+    report = fastreg.report(fastreg.convert(model))
+    assert [str(site) for site in report.fused] == ["dropout + add"] * 2
+    assert ("encoder.layer.0.attention.self.attention_interface" in report.left) is (p > 0)
 
 
 @pytest.mark.package("transformers")

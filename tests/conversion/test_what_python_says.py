@@ -1,22 +1,15 @@
-"""Converted forwards do what their Python says, at every call: one test for each thing that a trace would get wrong.
+"""Converted forwards do what their Python says, at every call: a test for each thing that a trace would get wrong.
 
 contexts around layers                              test_contexts
 branches on settings, objects, containers, modes    test_branches
 own generators                                      test_own_generators
-other names of what is written to, buffers          test_aliases, test_buffer_scaled_in_place
-one batch norm for two branches                     test_one_batch_norm_for_two_branches
-writes between two layers                           test_write_between_layers
 attributes that tensors lack                        test_attributes_that_tensors_lack
 what forward keeps                                  test_lists_that_forward_fills
 threads                                             test_first_calls_in_threads
 patches                                             test_patched_after_convert
-sums in place, skips that are written to            test_sums_in_place, test_residual_written_after
-inference mode                                      test_residual_made_in_inference_mode
-a sum in place after dropout that does nothing      test_sum_in_place_after_dropout_in_evaluation
-PReLU under autocast                                test_prelu_under_autocast
 classes exchanged by others                         test_revert_after_fully_shard
 
-Random programs of all of these at once: tests/conversion/differential.
+What is written to in place: test_what_is_written_to. Random programs of all of these at once: differential.
 """
 
 import builtins
@@ -24,7 +17,6 @@ import copy
 import pickle
 import sys
 import threading
-import types
 
 import pytest
 import torch
@@ -33,76 +25,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastreg
+from tests.conversion.forwards import TOLERANCE, Layers, Residual, assert_same, both, images, outcome
 from tests.conversion.test_convert import fused_calls, same_masks  # noqa: F401
-
-SHAPE = (4, 8, 5, 5)
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
-
-
-class Layers(nn.Module):
-    """What the forwards here call."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.bn, self.bn2 = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
-        self.relu, self.silu, self.drop = nn.ReLU(), nn.SiLU(), nn.Dropout(0.5)
-        self.features, self.flags, self.skip = [], {"act": True}, None
-        self.options = types.SimpleNamespace(act=True, steps=[1, 2])
-        self.register_buffer("scale", torch.ones(8, 1, 1))
-        self.generator = torch.Generator()
-        self.double()
-
-    extra = True  # of the class
-
-
-def with_forward(forward):
-    return type("Model", (Layers,), {"forward": forward})
-
-
-def both(forward, cls=None):
-    torch.manual_seed(0)
-    plain = (cls or with_forward(forward))()
-    return plain, fastreg.convert(copy.deepcopy(plain))
-
-
-def images(dtype=torch.float64):
-    torch.manual_seed(1)
-    return torch.randn(SHAPE, dtype=dtype)
-
-
-def seen(model, x):
-    """All that a call does: result, gradients, and what the model keeps."""
-    x = x.detach().clone().requires_grad_()
-    torch.manual_seed(2)
-    model.generator.manual_seed(3)
-    model.zero_grad()
-    y = model(x)
-    values = [y, model.features, y.requires_grad]
-    if y.requires_grad:
-        with torch.enable_grad():
-            (y.double() * torch.linspace(-1, 1, y.numel()).double().view_as(y)).sum().backward()
-        values += [x.grad, *(parameter.grad for parameter in model.parameters())]
-    return [*values, dict(model.state_dict()), torch.rand(1)]
-
-
-def assert_same(ours, plain, tolerance=TOLERANCE):
-    """In training and in evaluation, with a gradient and without."""
-    for training in (True, False):
-        ours.train(training), plain.train(training)
-        for mode in (torch.enable_grad, torch.no_grad):
-            with mode():
-                one, other = outcome(ours), outcome(plain)
-                assert (one == "error") == (other == "error")
-                torch.testing.assert_close(one, other, **tolerance) if other != "error" else None
-
-
-def outcome(model):
-    """What is seen, or the error."""
-    try:
-        return seen(model, images())
-    except RuntimeError as error:
-        assert "modified by an inplace operation" in str(error)
-        return "error"
 
 
 def contexts():
@@ -239,76 +163,6 @@ def test_own_generators(same_masks):  # noqa: F811
     assert torch.equal(*states)
 
 
-def aliases():
-    def second_name(self, x):
-        h = self.bn(x)
-        skip = h
-        h += x
-        return self.relu(h) + skip
-
-    def second_name_of_a_new_tensor(self, x):
-        h = self.conv(x)
-        skip = h
-        h += self.bn(x)
-        return self.relu(h) * skip
-
-    def view(self, x):
-        h = self.bn(x)
-        part = h[:, :2]
-        part *= 2
-        return self.relu(h)
-
-    def input_of_norm(self, x):
-        h = self.conv(x)
-        y = self.bn(h)
-        h = h.detach()
-        return self.relu(y) + h
-
-    def kept(self, x):
-        h = self.bn(x)
-        self.features = [h]
-        return self.relu(h)
-
-    return second_name, second_name_of_a_new_tensor, view, input_of_norm, kept
-
-
-@pytest.mark.parametrize("forward", aliases(), ids=lambda f: f.__name__)
-def test_aliases(forward):
-    plain, ours = both(forward)
-    assert_same(ours, plain)
-
-
-def test_buffer_scaled_in_place():
-    def forward(self, x):
-        scale = self.scale
-        scale *= 0.9
-        return self.relu(self.bn(x)) * scale.clone()
-
-    plain, ours = both(forward)
-    assert_same(ours, plain)
-    assert ours.scale.max() < 0.9
-
-
-def test_one_batch_norm_for_two_branches():
-    def forward(self, x):
-        one, other = self.bn(x), self.bn(2 * x + 1)
-        return self.relu(one) + self.silu(other)
-
-    plain, ours = both(forward)
-    assert_same(ours, plain)
-    assert ours.bn.num_batches_tracked == plain.bn.num_batches_tracked == 4
-
-
-def test_write_between_layers():
-    def forward(self, x):
-        h = self.bn(x)
-        h.mul_(2)
-        return self.relu(h)
-
-    plain, ours = both(forward)
-    assert_same(ours, plain)
-
-
 def lacking():
     def has(self, x):
         h = self.bn(x)
@@ -359,14 +213,6 @@ def test_lists_that_forward_fills():
     other = pickle.loads(pickle.dumps(ours))
     torch.testing.assert_close(other.features, plain.features, **TOLERANCE)
     assert len(fastreg.report(other).fused) == 0 and isinstance(other, Collects)
-
-
-class Residual(Layers):
-    def forward(self, x):
-        h = self.relu(self.bn(self.conv(x)))
-        h = self.bn2(h)
-        h += x
-        return self.relu(h)
 
 
 def test_first_calls_in_threads():
@@ -426,95 +272,6 @@ def test_patched_after_convert(what, monkeypatch):
         for model in (plain, ours):
             model.act = lambda x: x * 4
     assert_same(ours, plain)
-
-
-def sums():
-    def block(self, x):  # torch's error in training: batch norm keeps x
-        x = self.conv(x)
-        x += self.bn(x)
-        return self.relu(x)
-
-    def skip_of_input(self, x):
-        x = x * 1
-        x += self.drop(self.relu(x))
-        return x
-
-    return block, skip_of_input
-
-
-@pytest.mark.parametrize("forward", sums(), ids=lambda f: f.__name__)
-def test_sums_in_place(forward, same_masks):  # noqa: F811
-    plain, ours = both(forward)
-    assert_same(ours, plain)
-
-
-def test_residual_written_after():
-    """The skip is not what silu's derivative is computed of: torch keeps the sum, and so must a fused site."""
-
-    def forward(self, x):
-        skip = self.conv(x)
-        h = self.silu(self.bn(x) + skip)
-        skip.mul_(0.5)
-        return h + skip
-
-    plain, ours = both(forward)
-    assert_same(ours, plain)
-
-
-def test_residual_made_in_inference_mode():
-    def forward(self, x):
-        return self.relu(self.bn(x) + self.skip)
-
-    plain, ours = both(forward)
-    with torch.inference_mode():
-        skip = images() * 2
-    plain.skip = ours.skip = skip
-    assert skip.is_inference()
-    for training in (True, False):
-        ours.train(training), plain.train(training)
-        outcomes = []
-        for model in (ours, plain):
-            x = images().requires_grad_()
-            y = model(x)
-            y.sum().backward()
-            outcomes.append((y, x.grad, model.state_dict()))
-        torch.testing.assert_close(*outcomes, **TOLERANCE)
-
-
-def test_sum_in_place_after_dropout_in_evaluation(same_masks):  # noqa: F811
-    """Dropout that does nothing gives its input, which relu keeps for its gradient: a sum in place is torch's error."""
-
-    def forward(self, x):
-        h = self.relu(x)
-        y = self.drop(h)
-        y += x
-        return y
-
-    plain, ours = both(forward)
-    assert_same(ours, plain)
-    for model in (plain.eval(), ours.eval()):
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            seen(model, images())
-
-
-@pytest.mark.parametrize("of_convolution", [True, False])
-def test_prelu_under_autocast(of_convolution):
-    def forward(self, x):
-        return self.relu(self.bn(self.conv(x) if of_convolution else x))
-
-    plain, ours = both(forward)
-    for model in (plain, ours):
-        model.float()
-        model.relu = nn.PReLU(8, init=0.3)
-    outcomes = []
-    for model in (ours, plain):
-        with torch.autocast("cpu", torch.bfloat16):
-            y = model(images(torch.float32))
-        y.float().square().mean().backward()
-        outcomes.append((y, model.relu.weight.grad))
-    assert outcomes[0][0].dtype == outcomes[1][0].dtype == torch.bfloat16
-    # One unit in the last of bfloat16's 8 bits, of values up to 4, and of slopes where values are 0 but for that.
-    torch.testing.assert_close(*outcomes, rtol=2**-7, atol=2**-6)
 
 
 def test_revert_after_fully_shard():

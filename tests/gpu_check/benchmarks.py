@@ -32,6 +32,7 @@ def _run(job, name, seconds):
     while True:
         left = deadline - job.system.now()
         command = [sys.executable, "-m", "bench", "--only", name, "--device", backend, "--out", folder, "--json-only"]
+        command += ["--disturbed"]  # what a machine has to tell is kept, and says itself whether it was alone
         command += ["--minutes", f"{max(left - SECONDS_BESIDE, 10) / 60:.2f}", *FULL.get(name, [])]
         before = _written(folder, name)
         result = yield Command(command + ["--resume"] * resume, {"FASTREG_EXPECT": backend, "PYTHONUNBUFFERED": "1"})

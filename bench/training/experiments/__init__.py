@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,6 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 STUDIES: dict[str, Experiment] = {f"fashion-dropout-{name}": study for name, study in fashion.STUDIES.items()}
 ALL = EXPERIMENTS | STUDIES
-SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,18 @@ class Choice:
 
     device: torch.device
     layers: tuple[str, ...] = tuple(loop.PROVIDERS)
-    seeds: int = SEEDS
+    seeds: int | None = None  # the experiment's own
     epochs: int | None = None  # the experiment's own
-    folder: Path | None = None  # of the IDX files
+    folder: Path | None = None  # of the IDX files; None: where they usually are
+    loaded: dict[str, data.Data] = field(default_factory=dict)  # what is loaded already
 
     def task(self, experiment: Experiment) -> loop.Task:
         """Raises ValueError where a file of the data is missing, damaged, or not the published one."""
         providers = tuple(loop.PROVIDERS[name] for name in self.layers)
-        loaded = data.load(experiment.data, self.folder, self.device)
-        return loop.Task(loaded, providers, self.seeds, self.epochs or experiment.epochs)
+        if experiment.data not in self.loaded:
+            self.loaded[experiment.data] = data.load(experiment.data, self.folder, self.device)
+        own = self.loaded[experiment.data]
+        return loop.Task(own, providers, self.seeds or experiment.seeds, self.epochs or experiment.epochs)
 
 
 def part(name: str, choice: Choice) -> Part:
@@ -53,7 +55,8 @@ def part(name: str, choice: Choice) -> Part:
     task = choice.task(experiment)
 
     def tables(rows: list[dict]) -> str:
-        return f"{task.data.describe()}\n{experiment.report(rows)}"
+        answer = f"\n\n{experiment.title}: {experiment.answer(rows)}" if experiment.answer else ""
+        return f"{task.data.describe()}\n{experiment.report(rows)}{answer}"
 
     about = {
         "experiment": name,
@@ -66,7 +69,7 @@ def part(name: str, choice: Choice) -> Part:
     }
     if experiment.published:
         about["published"] = experiment.published
-    write = partial(report.write, about=about)
+    write = partial(report.write, about=about, answer=experiment.answer)
     return Part(
         experiment.title,
         partial(experiment.train, task),

@@ -1,0 +1,1 @@
+"""MNIST and Fashion-MNIST: found on this machine, or brought to it: `python -m bench.data`."""
