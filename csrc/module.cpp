@@ -12,6 +12,7 @@
 #include "cpu/isa/kernels.h"
 #include "kernels/batch_norm/plan.h"
 #include "operators/results.h"
+#include "operators/torch_patch.h"
 
 #if defined(FASTREG_WITH_CUDA) || defined(FASTREG_HOST_EXECUTOR)
 #include "kernels/batch_norm/tiers.h"
@@ -114,6 +115,50 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
   return told;
 }
 
+// Python's functions that patched calls ask and tell; never destroyed, as Python may be gone by then. The first says
+// whether a tensor with a dispatch of its own only stands for a plain one. The second is told of each call: (op, shape,
+// dtype, bytes of an element, device, draws, records, why_left).
+py::object& is_plain_function() {
+  static auto& function = *new py::object;
+  return function;
+}
+py::object& told_of_patched() {
+  static auto& observer = *new py::object;
+  return observer;
+}
+
+void tell(const fastreg::PatchedCall& call) {
+  if (!Py_IsInitialized()) return;
+  const at::Tensor& x = call.input;
+  const std::string shape = x.is_nested() ? "nested" : c10::str(x.sym_sizes());
+  const py::gil_scoped_acquire gil;
+  const py::object observer = told_of_patched();
+  if (!observer || observer.is_none()) return;
+  try {
+    const py::object why_left = call.why_left ? py::object(py::str(call.why_left)) : py::object(py::none());
+    observer(call.op, shape, c10::toString(x.scalar_type()), x.element_size(), x.device().str(), call.draws,
+             call.records, why_left);
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("what is told of patched calls");
+  }
+}
+
+bool is_plain(void* object) {
+  const py::gil_scoped_acquire gil;
+  return is_plain_function()(py::handle(static_cast<PyObject*>(object))).cast<bool>();
+}
+
+void patch_torch(const py::object& function) {
+  is_plain_function() = function;
+  fastreg::patch_torch(&is_plain);
+}
+
+void observe_patched(const py::object& observer) {
+  fastreg::observe_patched(nullptr);
+  told_of_patched() = observer;
+  if (!observer.is_none()) fastreg::observe_patched(&tell);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -122,4 +167,10 @@ PYBIND11_MODULE(_C, module) {
   module.def("empty_cache", &fastreg::empty_cache, py::call_guard<py::gil_scoped_release>(),
              "Give the CPU buffers that are not in use back to the system.");
   module.def("cached_bytes", &fastreg::cached_bytes, "The bytes of the CPU buffers that are not in use.");
+  module.def("patch_torch", &patch_torch,
+             "What fastreg.patch_torch does, once. Whether a tensor with a dispatch of its own is plain.");
+  module.def("unpatch_torch", &fastreg::unpatch_torch, "What fastreg.unpatch_torch does, at last.");
+  module.def("observe_patched", &observe_patched, "Tell a function of each patched call; None: nobody is told.");
+  module.def("give_states_to_patched", &fastreg::give_states_to_patched,
+             "Whether patched dropouts are given their random states by Python.");
 }

@@ -136,4 +136,8 @@ TORCH_LIBRARY(fastreg, m) {
       "act_dropout_backward(Tensor grad_output, Tensor input, Tensor? bias, str act, float act_parameter, float p, "
       "Tensor? rng_state, int? dims, SymInt[] strides) -> Tensor grad_input",
       {at::Tag::needs_exact_strides});
+
+  // What torch's operators of the same names call, while they are patched (operators/torch_patch.cpp), where Python has
+  // a say: it gives calls their random states, and traced ones pure operators. Composed of the operators above.
+  m.def("patched_dropout(str name, Tensor input, float p, bool inplace, int? dims, bool alpha, bool traced) -> Tensor");
 }

@@ -1,6 +1,7 @@
 """python -m fastreg: what is installed, what is compiled, and what to do where something is missing.
 
 python -m fastreg explain MODULE:FACTORY: what ``fastreg.convert`` does to a model.
+python -m fastreg run SCRIPT ARGUMENTS: a program whose dropout and batch norm are fastreg's.
 """
 
 import argparse
@@ -50,6 +51,7 @@ def next_steps(backends):
     return {
         "python -m fastreg explain torchvision.models:resnet50": "what fastreg.convert does to a model",
         "fastreg.convert(model)": "does it, in place; fastreg.revert(model) undoes it",
+        "python -m fastreg run train.py": "a program as it is, with fastreg's dropout and batch norm",
         "fastreg.nn, fastreg.functional": "layers and functions with the names of torch's",
     }
 
@@ -78,6 +80,11 @@ def main(arguments):
         from fastreg.conversion import explain
 
         explain.main(arguments[1:])
+        return
+    if arguments[:1] == ["run"]:
+        from fastreg import running
+
+        running.main(arguments[1:])
         return
     argparse.ArgumentParser(
         "python -m fastreg", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

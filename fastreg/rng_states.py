@@ -1,8 +1,10 @@
 """The random states of dropout calls: drawing one, recording those that calls use, and using them again."""
 
+import functools
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +12,13 @@ from torch.compiler import is_compiling
 from torch.utils import checkpoint
 
 from fastreg import ops, reference
+from fastreg._extension import available, module
 from fastreg._routing import has_operators
 
-__all__ = ["draw_rng_state", "record_rng_states", "replay_rng_states"]
+__all__ = ["checkpoint_contexts", "draw_rng_state", "record_rng_states", "replay_rng_states"]
 
-# Within the contexts below: what gives a call that draws its rng_state, for a device. None otherwise.
+# Within the contexts below: what gives a call that draws its rng_state, for a device, and with kept=True one that the
+# asker gives again to a second call in the backward pass. None otherwise.
 source = None
 # Within fastreg.sharded_batch: what draws a state that all processes have. None otherwise.
 drawer = None
@@ -48,14 +52,22 @@ def draw_own(device: torch.device) -> Tensor:
     return reference.dropout.draw_state(device)
 
 
-@contextmanager
-def _use(give) -> Iterator[None]:
+def use_source(give):
+    """Let calls be given their states by this, or draw them where it is None. Returns what gave them before."""
     global source
     outer, source = source, give
+    if available("cpu"):
+        module().give_states_to_patched(give is not None)
+    return outer
+
+
+@contextmanager
+def _use(give) -> Iterator[None]:
+    outer = use_source(give)
     try:
         yield
     finally:
-        source = outer
+        use_source(outer)
 
 
 def refuse_to_compile(name):
@@ -89,7 +101,7 @@ def record_rng_states() -> Iterator[list[Tensor]]:
     states = []
     graph_task = torch._C._current_graph_task_id()  # -1 outside of backward passes
 
-    def give(device):
+    def give(device, kept=False):
         refuse_to_compile("record_rng_states")
         state = draw_rng_state(device)
         if torch._C._current_graph_task_id() == graph_task:
@@ -107,7 +119,8 @@ def replay_rng_states(states: Iterable[Tensor]) -> Iterator[None]:
     No generator is advanced. As many calls must be made as there are states.
 
     A function that ``torch.utils.checkpoint`` calls again in the backward pass, then outside of the context or in
-    another order, would see other masks: such a function is refused, unless it enters the context itself.
+    another order, would see other masks: such a function is refused, unless it enters the context itself, or is given
+    :func:`checkpoint_contexts`.
 
     Args:
         states (iterable of Tensor): int64[2] each, as :func:`record_rng_states` collects them.
@@ -120,13 +133,13 @@ def replay_rng_states(states: Iterable[Tensor]) -> Iterator[None]:
     used = 0
     depth = checkpoints()
 
-    def give(device):
+    def give(device, kept=False):
         nonlocal used
         refuse_to_compile("replay_rng_states")
-        if checkpoints() != depth:
+        if checkpoints() != depth and not kept:
             raise RuntimeError(
-                "replay_rng_states: a checkpointed function must enter the context itself, got a dropout within "
-                "torch.utils.checkpoint"
+                "replay_rng_states: a checkpointed function must enter the context itself, or have "
+                "context_fn=fastreg.checkpoint_contexts, got a dropout within torch.utils.checkpoint"
             )
         if used == len(states):
             raise RuntimeError(f"replay_rng_states: there must be a state for each call, got {used} states and a call")
@@ -137,6 +150,85 @@ def replay_rng_states(states: Iterable[Tensor]) -> Iterator[None]:
         yield
     if used < len(states):
         raise RuntimeError(f"replay_rng_states: each state must be used, got {len(states)} states and {used} calls")
+
+
+class _Repeatable(AbstractContextManager):
+    """A context that can be entered again: one that make() makes anew, within another that is given."""
+
+    def __init__(self, make, given):
+        self._make, self._given = make, given
+
+    def __enter__(self):
+        with ExitStack() as stack:
+            stack.enter_context(self._given)
+            stack.enter_context(self._make())
+            self._entered = stack.pop_all()
+
+    def __exit__(self, *error):
+        return self._entered.__exit__(*error)
+
+
+@contextmanager
+def _first_call(states):
+    """States are drawn as they are outside, and kept."""
+    outer = source
+
+    def give(device, kept=False):
+        refuse_to_compile("checkpoint_contexts")
+        states.append(draw_rng_state(device) if outer is None else outer(device, kept=True))
+        return states[-1]
+
+    states.clear()
+    with _use(give):
+        yield
+
+
+@contextmanager
+def _second_call(states):
+    remaining = iter(states)
+
+    def give(device, kept=False):
+        refuse_to_compile("checkpoint_contexts")
+        state = next(remaining, None)
+        if state is None:
+            raise RuntimeError(
+                f"checkpoint_contexts: the second call must draw what the first drew, got more than {len(states)} draws"
+            )
+        return state
+
+    with _use(give):
+        yield
+
+
+def checkpoint_contexts(
+    context_fn: Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]] | None = None,
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Give dropout within ``torch.utils.checkpoint`` the masks of the first call when it is called again.
+
+    ``checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, context_fn=fastreg.checkpoint_contexts)``
+    keeps the random state of each dropout, 16 bytes, in place of the states of all generators: without either, the
+    second call draws other masks, and gradients are silently wrong. It holds for fastreg's dropouts, and for torch's
+    while it is patched; no generator is touched by the second call. Checkpoints may be nested, each with its own.
+
+    Args:
+        context_fn (callable, optional): another pair of contexts, around these, such as
+            ``functools.partial(create_selective_checkpoint_contexts, policy)``. Default: none.
+
+    Returns:
+        two contexts, for the first call and for those in the backward pass.
+
+    Raises:
+        RuntimeError: a second call makes more draws than the first, the function is compiled, or it has a dropout
+            within a :func:`fastreg.sharded_batch` that it did not enter itself.
+
+    Example::
+
+        y = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=fastreg.checkpoint_contexts)
+    """
+    states = []
+    first, second = (nullcontext(), nullcontext()) if context_fn is None else context_fn()
+    make_first, make_second = functools.partial(_first_call, states), functools.partial(_second_call, states)
+    return _Repeatable(make_first, first), _Repeatable(make_second, second)
 
 
 def checkpoints():

@@ -84,11 +84,12 @@ def sharded_batch(
     global current
     outer, current = current, _Batch(rows, group, dim)
     drawer, rng_states.drawer = rng_states.drawer, current.draw
-    source, rng_states.source = rng_states.source, rng_states.source or current.draw
+    source = rng_states.use_source(rng_states.source or current.draw)
     try:
         yield
     finally:
-        current, rng_states.drawer, rng_states.source = outer, drawer, source
+        current, rng_states.drawer = outer, drawer
+        rng_states.use_source(source)
 
 
 class _Batch:
@@ -130,7 +131,7 @@ class _Batch:
         self.step = torch.tensor([0, 8], device=device)
         return rows
 
-    def draw(self, device):
+    def draw(self, device, kept=False):
         """The state of the next call, the same on all ranks."""
         rng_states.refuse_to_compile("sharded_batch")
         if rng_states.checkpoints() != self.checkpoints:

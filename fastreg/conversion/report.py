@@ -130,7 +130,8 @@ def _left(module: nn.Module, fused: set[nn.Module]) -> str | None:
     """Why a layer is left alone; None where it is not, or is no layer. fused: what the fused sites are named by."""
     cls = original_of(type(module))
     if (what := drawn_within(module)) is not None:
-        return f"{what} within {cls.__name__} is not replaced"
+        reached = ": only patch_torch reaches it" if what == "dropout" else ""
+        return f"{what} within {cls.__name__} is not replaced{reached}"
     if isinstance(module, Derived) or cls in layers.TORCHS:
         return "its forward was set on the module itself, and runs" if "forward" in module.__dict__ else None
     if layers.is_drop_path(module):

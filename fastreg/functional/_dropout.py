@@ -93,7 +93,7 @@ def alpha_dropout(
         return of_others(alpha_dropout, F.alpha_dropout, input, p, training, inplace, None, rng_state)
     if not training or p == 0.0:
         return input
-    return drop("alpha_dropout", input, p, inplace, rng_state, None, _alpha_transform(p))
+    return drop("alpha_dropout", input, p, inplace, rng_state, None, alpha_transform(p))
 
 
 def feature_alpha_dropout(
@@ -127,7 +127,7 @@ def feature_alpha_dropout(
         return of_others(feature_alpha_dropout, F.feature_alpha_dropout, input, p, training, inplace, None, rng_state)
     if not training or p == 0.0:
         return input
-    return drop(name, input, p, inplace, rng_state, 2, _alpha_transform(p))
+    return drop(name, input, p, inplace, rng_state, 2, alpha_transform(p))
 
 
 def dropout1d(
@@ -261,7 +261,8 @@ def dropout3d(
     return _drop_channels("dropout3d", input, p, training, inplace, scaling, rng_state, dims)
 
 
-def _alpha_transform(p):
+def alpha_transform(p):
+    """The transform of the operators that keeps mean 0 and variance 1."""
     if p == 1.0:
         return None  # zeros
     a = ((_ALPHA**2 * p + 1.0) * (1.0 - p)) ** -0.5

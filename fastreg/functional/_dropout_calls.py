@@ -51,6 +51,17 @@ def drop(name, input, p, inplace, rng_state, dims, transform, residual=None):
     return ops.dropout.apply(input, p, rng_state, dims, transform, residual, index_map)
 
 
+def drop_patched(name, input, p, inplace, dims, transform, traced):
+    """:func:`drop` for torch's operator of this name (fastreg/patching.py), with 0 < p. traced: by a compiler."""
+    if not traced:
+        return drop(name, input, p, inplace, None, dims, transform)
+    if rng_states.source is not None:
+        raise RuntimeError(
+            f"{name}: dropout must not be compiled where its random states are given: call it uncompiled"
+        )
+    return _drop_traced(input, p, inplace, None, dims, transform, None, None)
+
+
 def given_state(input, p, rng_state):
     """The rng_state of a call with 0 < p: its own, or the next one of a recording, a replay or a sharded batch, else
     None."""

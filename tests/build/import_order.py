@@ -18,8 +18,9 @@ LAYERS = (
     ("rng_states", "sharded_tensors", "sharding"),
     ("functional",),
     ("nn",),
-    ("conversion", "explanation", "export"),
-    ("", "__main__"),
+    ("conversion", "explanation", "export", "patching"),
+    ("calls",),
+    ("", "__main__", "running"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 

@@ -26,11 +26,16 @@ def started(*arguments):
 def test_example_runs(name, capsys, monkeypatch):
     path = str(ROOT / "examples" / name)
     if name in ELSEWHERE:
-        assert started(path)
+        assert not started(path).endswith("; with fastreg\n")
         return
     monkeypatch.setattr(sys, "argv", [path])
     runpy.run_path(path, run_name="__main__")
     assert capsys.readouterr().out
+
+
+def test_a_program_as_it_is_runs_with_fastreg():
+    output = started("-m", "fastreg", "run", "examples/transformer.py")
+    assert output.splitlines()[-1].endswith("; with fastreg")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -266,8 +266,8 @@ def test_every_draw_and_batch_norm_that_stays_torchs_is_named():
     names = {"dropout", "old_drop_path", "attend", "randn_like", "batch_norm"}
     assert {path for path, reason in left.items() if reason == function} == names
     assert left["drop"] == "DropPath is not next to what it could be fused with"
-    assert left["attention"] == "dropout within MultiheadAttention is not replaced"
-    assert left["lstm"] == "dropout within LSTM is not replaced"
+    assert left["attention"] == "dropout within MultiheadAttention is not replaced: only patch_torch reaches it"
+    assert left["lstm"] == "dropout within LSTM is not replaced: only patch_torch reaches it"
     assert left["slope"] == "a random draw within RReLU is not replaced"
     left = fastreg.report(fastreg.convert(Draws(0.0))).left
     assert "dropout" not in left and "attend" not in left
