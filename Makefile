@@ -49,8 +49,8 @@ py-test: $(call stamp,test) $(call stamp,bench)  ## the Python tests
 	$(BUILD)
 	$(PY) -m pytest $(ARGS)
 
-# What holds for the CPU backend has to hold for the CUDA kernels, run on the CPU.
-kernel-test: $(call stamp,test) $(call stamp,bench)  ## those marked kernels, on the CUDA kernels in the host executor
+# What holds for the CPU backend has to hold for the CUDA kernels, run on the CPU: tests/conftest.py says which tests.
+kernel-test: $(call stamp,test) $(call stamp,bench)  ## those of operators, functions and modules, on the CUDA kernels in the host executor
 	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PY) -m pytest $(ARGS)
 
 cpp-test: $(call stamp,torch)  ## the CUDA kernels on the CPU, under sanitizers, without Python

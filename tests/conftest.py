@@ -3,23 +3,22 @@
 After each test of a GPU the device is synchronised, so that an error is that of the test that made it; where nothing
 runs on the device after it, the run ends there.
 
-With FASTREG_TEST_KERNELS=host-executor the tests marked kernels run, and no others: the tests of the CPU run the CUDA
-kernels instead, on the CPU.
+With FASTREG_TEST_KERNELS=host-executor the tests of operators, functions and modules run, and no others: what they do
+on the CPU the CUDA kernels do instead, in the host executor. Those marked not_on_kernels are left out, and counted by
+their reasons.
 """
 
 import importlib.util
-import os
-import sys
+from collections import Counter
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
-EXECUTED = os.environ.get("FASTREG_TEST_KERNELS") == "host-executor"
-if EXECUTED:
-    from tests.host_executor import extension
+from tests.host_executor import EXECUTED, use_kernels
 
-    sys.modules["fastreg._C"] = extension.load()
+use_kernels()
 
 from fastreg import _extension  # noqa: E402
 from fastreg.conversion import held  # noqa: E402
@@ -27,6 +26,9 @@ from fastreg.conversion import held  # noqa: E402
 # No test asserts a time; a failure prints what reproduces it.
 hypothesis.settings.register_profile("fastreg", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fastreg")
+
+# Folders of tests of what the kernels have to do as the CPU backend does.
+FOLDERS_OF_KERNELS = {"cuda", "distributed", "functional", "nn", "ops", "transforms"}
 
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 LEFT_OUT_FILES = pytest.StashKey[set[str]]()
@@ -121,8 +123,7 @@ def synchronize(item):
 
 def pytest_collection_modifyitems(config, items):
     if EXECUTED:
-        others = [item for item in items if not item.get_closest_marker("kernels")]
-        leave_out(config, items, others, "are not marked kernels and have not run: make py-test runs them")
+        leave_out_what_is_not_of_kernels(config, items)
     for name in sorted({marker.args[0] for item in items for marker in item.iter_markers("package")}):
         marked = [item for item in items if name in {marker.args[0] for marker in item.iter_markers("package")}]
         if not has(name):
@@ -131,6 +132,16 @@ def pytest_collection_modifyitems(config, items):
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not available(config):
             leave_out(config, items, marked, what)
+
+
+def leave_out_what_is_not_of_kernels(config, items):
+    folders = {item: item.path.relative_to(Path(__file__).parent).parts[0] for item in items}
+    others = [item for item in items if folders[item] not in FOLDERS_OF_KERNELS]
+    leave_out(config, items, others, "are of other things than the kernels and have not run: make py-test runs them")
+    reasons = {item: mark.args[0] for item in items if (mark := item.get_closest_marker("not_on_kernels"))}
+    for reason in Counter(reasons.values()):
+        of_this = [item for item, of in reasons.items() if of == reason]
+        leave_out(config, items, of_this, f"have not run on the kernels: {reason}")
 
 
 def leave_out(config, items, left_out, what):

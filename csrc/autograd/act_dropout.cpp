@@ -4,19 +4,17 @@
 // What is kept: the input, the bias, and 16 bytes of random state; with the identity, whose derivative is dropout's
 // own, the state alone.
 #include <ATen/ops/sum.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <numeric>
 
 #include "autograd/node.h"
+#include "kernels/common/activation.h"
 
 namespace fastreg {
 namespace {
 
 using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalInt = std::optional<int64_t>;
 using Name = std::string_view;
@@ -52,67 +50,36 @@ const auto& feature_dropout_operator() {
   return op;
 }
 
-struct ActDropoutNode : torch::autograd::Function<ActDropoutNode> {
-  static constexpr bool is_traceable = true;
+struct ActDropoutBackward : Derivative<3, 3> {
+  static constexpr const char* kName = "fastreg::ActDropoutBackward";
+  enum Input { kInput, kBias, kResidual };
+  enum Kept { kRngState, kGivenInput, kGivenBias };
 
-  struct Arguments {
-    Name act;
-    double act_parameter, p;
-    OptionalInt dims;
-  };
+  int64_t act = 0;
+  double act_parameter = 0.0, p = 0.0;
+  OptionalInt dims;
+  std::vector<c10::SymInt> strides;  // of the output
 
-  // compute() -> (output, the rng_state that was used), below autograd; *used receives the latter.
-  template <class Compute>
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& bias,
-                        const OptionalTensor& residual, const Arguments& a, const Compute& compute, Tensor* used) {
-    Tensor output;
-    std::tie(output, *used) = compute();
-    auto& saved = ctx->saved_data;
-    if (a.act == "identity") {
-      ctx->save_for_backward({*used});
-    } else {
-      ctx->save_for_backward({*used, input, bias.value_or(Tensor())});
-      saved["act"] = std::string(a.act);
-      saved["act_parameter"] = a.act_parameter;
-    }
-    saved["p"] = a.p;
-    if (a.dims) saved["dims"] = *a.dims;
-    saved["strides"] = output.sym_strides();
-    saved["bias"] = bias.has_value();
-    saved["residual"] = residual.has_value();
-    return output;
+  template <class Self, class F>
+  static void for_each_field(Self& self, F&& f) {
+    f(self.act), f(self.act_parameter), f(self.p), f(self.dims), f(self.strides);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
-    const auto& saved = ctx->saved_data;
-    const bool has_bias = saved.at("bias").toBool(), has_residual = saved.at("residual").toBool();
-    // Arguments that are None are not counted.
-    const bool input_wanted = ctx->needs_input_grad(0), bias_wanted = has_bias && ctx->needs_input_grad(1);
-    variable_list all(6);
-    if (has_residual && ctx->needs_input_grad(has_bias ? 2 : 1)) all[2] = grad_output[0];
-    if (!input_wanted && !bias_wanted) return all;
-    const Tensor gradient = gradient_of_input(ctx, grad_output[0]);
-    if (input_wanted) all[0] = gradient;
-    if (bias_wanted) {
-      std::vector<int64_t> leading(size_t(gradient.dim() - 1));
-      std::iota(leading.begin(), leading.end(), 0);
-      all[1] = leading.empty() ? gradient : at::sum(gradient, leading);
-    }
+  Gradients operator()(const Tensor& grad_output, const Saved& saved, const Wanted& wanted) const {
+    Gradients all;
+    if (wanted[kResidual]) all[kResidual] = grad_output;
+    if (!wanted[kInput] && !wanted[kBias]) return all;
+    all[kInput] = gradient_of_input(grad_output, saved);
+    if (wanted[kBias]) all[kBias] = sum_over_rows(all[kInput]);
     return all;
   }
 
-  static Tensor gradient_of_input(AutogradContext* ctx, const Tensor& grad_output) {
-    const variable_list variables = ctx->get_saved_variables();
-    const Tensor& rng_state = variables[0];
-    const auto& saved = ctx->saved_data;
-    const double p = saved.at("p").toDouble();
-    const std::vector<c10::SymInt> strides = saved.at("strides").toSymIntVector();
-    const auto found = saved.find("dims");
-    const OptionalInt dims = found == saved.end() ? std::nullopt : OptionalInt(found->second.toInt());
-    if (saved.count("act"))
-      return call_in_backward(backward_operator(), grad_output, variables[1], or_none(variables[2]),
-                              Name(saved.at("act").toStringView()), saved.at("act_parameter").toDouble(), p,
-                              or_none(rng_state), dims, strides);
+ private:
+  Tensor gradient_of_input(const Tensor& grad_output, const Saved& saved) const {
+    const Tensor& rng_state = saved[kRngState];
+    if (saved[kGivenInput].defined())
+      return call_in_backward(backward_operator(), grad_output, saved[kGivenInput], or_none(saved[kGivenBias]),
+                              kActivationNames[act], act_parameter, p, or_none(rng_state), dims, strides);
     if (p == 0.0) return grad_output;
     if (dims)
       return call_in_backward(feature_dropout_operator(), grad_output, *dims, p, rng_state, std::nullopt, std::nullopt,
@@ -120,17 +87,36 @@ struct ActDropoutNode : torch::autograd::Function<ActDropoutNode> {
     return call_in_backward(dropout_operator(), grad_output, p, rng_state, Strides(strides), std::nullopt,
                             std::nullopt);
   }
+  static Tensor sum_over_rows(const Tensor& gradient) {
+    std::vector<int64_t> leading(size_t(gradient.dim() - 1));
+    std::iota(leading.begin(), leading.end(), 0);
+    return leading.empty() ? gradient : at::sum(gradient, leading);
+  }
 };
 
+struct Arguments {
+  Name act;
+  double act_parameter, p;
+  OptionalInt dims;
+};
+
+// compute() -> (output, the rng_state that was used), below autograd.
 template <class Compute>
 std::tuple<Tensor, Tensor> recorded(const Tensor& input, const OptionalTensor& bias, const OptionalTensor& residual,
-                                    const ActDropoutNode::Arguments& arguments, const Compute& compute) {
+                                    const Arguments& a, const Compute& compute) {
   TORCH_CHECK_NOT_IMPLEMENTED(!has_tangent(input) && !has_tangent(bias) && !has_tangent(residual),
                               "act_dropout: arguments must not have tangents, got one: use the function of this name");
-  if (!at::GradMode::is_enabled() || !(input.requires_grad() || requires_grad(bias) || requires_grad(residual)))
-    return compute();
-  Tensor used;
-  Tensor output = ActDropoutNode::apply(input, bias, residual, arguments, compute, &used);
+  auto [output, used] = compute();
+  if (is_recorded(input, bias, residual)) {
+    const auto kind = activation_named(a.act).value_or(ActivationKind::identity);
+    ActDropoutBackward::Saved saved = {used};
+    if (kind != ActivationKind::identity) {
+      saved[ActDropoutBackward::kGivenInput] = input;
+      if (bias) saved[ActDropoutBackward::kGivenBias] = *bias;
+    }
+    record(output, ActDropoutBackward{{}, int64_t(kind), a.act_parameter, a.p, a.dims, output.sym_strides().vec()},
+           saved, input, bias, residual);
+  }
   return {std::move(output), std::move(used)};
 }
 

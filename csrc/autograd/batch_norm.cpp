@@ -1,6 +1,5 @@
 // The derivatives of batch norm, for every backend, as nodes in C++: in small calls the overhead is the cost.
 // fastreg/ops/batch_norm.py has the formulas of the second derivatives.
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "autograd/node.h"
@@ -10,8 +9,6 @@ namespace fastreg {
 namespace {
 
 using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
@@ -39,81 +36,35 @@ const auto& eval_backward_operator() {
   return op;
 }
 
-// What a node keeps for its backward pass: the tensors that were given, with their tangents, where it records others.
-struct Given {
-  const Tensor& input;
-  const OptionalTensor& weight;
-};
+// Of input, weight and bias.
+struct TrainBackward : Derivative<3, 3> {
+  static constexpr const char* kName = "fastreg::BatchNormBackward";
 
-// Which of the gradients of input, weight and bias, the leading arguments of a node, autograd asks for. Arguments that
-// are None are not counted.
-std::array<bool, 3> wanted(const AutogradContext& ctx, bool has_weight, bool has_bias) {
-  return {ctx.needs_input_grad(0), has_weight && ctx.needs_input_grad(1),
-          has_bias && ctx.needs_input_grad(has_weight ? 2 : 1)};
-}
+  template <class Self, class F>
+  static void for_each_field(Self&, F&&) {}
 
-// The gradients of a node with `arguments` arguments.
-variable_list gradients_of(const Gradients& gradients, std::array<bool, 3> wanted, size_t arguments) {
-  variable_list all(arguments);
-  if (wanted[0]) all[0] = std::get<0>(gradients);
-  if (wanted[1]) all[1] = std::get<1>(gradients);
-  if (wanted[2]) all[2] = std::get<2>(gradients);
-  return all;
-}
-
-struct TrainNode : torch::autograd::Function<TrainNode> {
-  static constexpr bool is_traceable = true;
-
-  // compute() -> (output, stats), below autograd; *stats receives the latter, which is not differentiable.
-  template <class Compute>
-  static Tensor forward(AutogradContext* ctx, const Tensor&, const OptionalTensor&, const OptionalTensor& bias,
-                        const Given& given, Tensor* stats, const Compute& compute) {
-    auto [output, saved] = compute();
-    ctx->save_for_backward({given.input, given.weight.value_or(Tensor()), saved});
-    ctx->saved_data["bias"] = bias.has_value();
-    *stats = std::move(saved);
-    return output;
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
-    const variable_list saved = ctx->get_saved_variables();
-    const auto mask = wanted(*ctx, saved[1].defined(), ctx->saved_data["bias"].toBool());
-    return gradients_of(
-        call_in_backward(train_backward_operator(), grad_output[0], saved[0], or_none(saved[1]), saved[2], mask), mask,
-        6);
+  Gradients operator()(const Tensor& grad_output, const Saved& saved, const Wanted& wanted) const {
+    const auto& [input, weight, stats] = saved;
+    return in_array(call_in_backward(train_backward_operator(), grad_output, input, or_none(weight), stats, wanted));
   }
 };
 
-struct EvalNode : torch::autograd::Function<EvalNode> {
-  static constexpr bool is_traceable = true;
+struct EvalBackward : Derivative<3, 4> {
+  static constexpr const char* kName = "fastreg::BatchNormEvalBackward";
+  double eps = 0.0;
 
-  struct Statistics {
-    const Tensor &mean, &var;
-  };
-
-  template <class Compute>
-  static Tensor forward(AutogradContext* ctx, const Tensor&, const OptionalTensor&, const OptionalTensor& bias,
-                        const Given& given, const Statistics& running, double eps, const Compute& compute) {
-    Tensor output = compute();
-    ctx->save_for_backward({given.input, given.weight.value_or(Tensor()), running.mean, running.var});
-    ctx->saved_data["bias"] = bias.has_value();
-    ctx->saved_data["eps"] = eps;
-    return output;
+  template <class Self, class F>
+  static void for_each_field(Self& self, F&& f) {
+    f(self.eps);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
-    const variable_list saved = saved_in_evaluation(ctx);
-    const auto mask = wanted(*ctx, saved[1].defined(), ctx->saved_data["bias"].toBool());
-    return gradients_of(call_in_backward(eval_backward_operator(), grad_output[0], saved[0], or_none(saved[1]),
-                                         saved[2], saved[3], ctx->saved_data["eps"].toDouble(), mask),
-                        mask, 7);
+  Gradients operator()(const Tensor& grad_output, const Saved& saved, const Wanted& wanted) const {
+    const auto& [input, weight, running_mean, running_var] = saved;
+    return in_array(call_in_backward(eval_backward_operator(), grad_output, input, or_none(weight), running_mean,
+                                     running_var, eps, wanted));
   }
+  void explain(c10::Error& error) const { explain_running_statistics(error); }
 };
-
-// Whether autograd has to record a batch norm of these.
-bool records(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias) {
-  return at::GradMode::is_enabled() && (input.requires_grad() || requires_grad(weight) || requires_grad(bias));
-}
 
 void check_constant(const OptionalTensor& running_mean, const OptionalTensor& running_var) {
   TORCH_CHECK(!has_tangent(running_mean), "batch_norm: running_mean must not have a tangent, got one");
@@ -162,16 +113,10 @@ std::tuple<Tensor, Tensor> train(const Tensor& input, const OptionalTensor& weig
   check_constant(running_mean, running_var);
   const Primals primals(input, weight, bias);
   const auto& [dual, x, w, b] = primals;
-  const auto compute = [&] {
-    return call_below(train_operator(), primals.input, primals.weight, primals.bias, running_mean, running_var,
-                      num_batches_tracked, momentum, eps);
-  };
-  Tensor output, stats;
-  if (records(x, w, b)) {
-    output = record<TrainNode>(compute, x, w, b, Given{input, weight}, &stats);
-  } else {
-    std::tie(output, stats) = compute();
-  }
+  const auto [output, stats] =
+      call_below(train_operator(), x, w, b, running_mean, running_var, num_batches_tracked, momentum, eps);
+  // The tensors that were given are kept, with their tangents, where others are differentiated.
+  if (is_recorded(x, w, b)) record(output, TrainBackward(), {input, weight.value_or(Tensor()), stats}, x, w, b);
   if (dual) {
     Tensor of_input = tangent(input);
     if (of_input.defined())
@@ -181,7 +126,7 @@ std::tuple<Tensor, Tensor> train(const Tensor& input, const OptionalTensor& weig
                                           std::nullopt, std::nullopt, 0.0, eps));
     });
   }
-  return {std::move(output), std::move(stats)};
+  return {output, stats};
 }
 
 Tensor eval(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& running_mean,
@@ -189,12 +134,9 @@ Tensor eval(const Tensor& input, const OptionalTensor& weight, const OptionalTen
   check_constant(running_mean, running_var);
   const Primals primals(input, weight, bias);
   const auto& [dual, x, w, b] = primals;
-  const auto compute = [&] {
-    return call_below(eval_operator(), primals.input, primals.weight, primals.bias, running_mean, running_var, eps);
-  };
-  Tensor output = records(x, w, b) ? record<EvalNode>(compute, x, w, b, Given{input, weight},
-                                                      EvalNode::Statistics{running_mean, running_var}, eps)
-                                   : compute();
+  const Tensor output = call_below(eval_operator(), x, w, b, running_mean, running_var, eps);
+  if (is_recorded(x, w, b))
+    record(output, EvalBackward{{}, eps}, {input, weight.value_or(Tensor()), running_mean, running_var}, x, w, b);
   if (dual) {
     Tensor of_input = tangent(input);
     if (of_input.defined())

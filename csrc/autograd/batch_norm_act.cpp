@@ -4,7 +4,6 @@
 // What is kept beside the input, the statistics and the parameters: 16 bytes of random state where there is a dropout;
 // and where the activation has a derivative to be told, with a residual, the gate (the derivative in a bit per
 // element) or else the residual. Without a residual the backward pass computes the activation's input again.
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "autograd/node.h"
@@ -15,8 +14,6 @@ namespace fastreg {
 namespace {
 
 using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 using Name = std::string_view;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -66,8 +63,6 @@ struct Fused {
   double pre_act_parameter;
   Name act;
   double act_parameter, p;
-
-  ActivationKind kind() const { return activation_named(act).value_or(ActivationKind::identity); }
 };
 
 // What an operator returns and used. stats: where it computed them; rng_state: where there is a dropout.
@@ -75,88 +70,48 @@ struct Results {
   Tensor output, stats, gate, rng_state;
 };
 
-// The statistics of evaluation.
-struct Running {
-  Tensor mean, var;
-  double eps = 0.0;
-};
+// Of input, weight, bias, residual and act_weight.
+struct BatchNormActBackward : Derivative<5, 9> {
+  static constexpr const char* kName = "fastreg::BatchNormActBackward";
+  static constexpr size_t kResidual = 3;
 
-struct BatchNormActNode : torch::autograd::Function<BatchNormActNode> {
-  static constexpr bool is_traceable = true;
+  int64_t pre_act = 0, act = 0;
+  double pre_act_parameter = 0.0, act_parameter = 0.0, p = 0.0;
+  std::optional<double> eps;  // where the statistics are running_mean and running_var
 
-  // compute(save_gate) -> Results, below autograd; *results receives them.
-  template <class Compute>
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& weight,
-                        const OptionalTensor& bias, const OptionalTensor& residual, const OptionalTensor& act_weight,
-                        const Fused& fused, const Running& running, const Compute& compute, Results* results) {
-    const bool gated = residual && is_gated(fused.kind());
-    const bool needs_z = !gated && fused.kind() != ActivationKind::identity;
-    *results = compute(gated);
-    const bool training = results->stats.defined();
-    ctx->save_for_backward({input, weight.value_or(Tensor()), needs_z ? bias.value_or(Tensor()) : Tensor(),
-                            training ? results->stats : running.mean, running.var,
-                            needs_z ? residual.value_or(Tensor()) : Tensor(), gated ? results->gate : Tensor(),
-                            results->rng_state, act_weight.value_or(Tensor())});
-    auto& saved = ctx->saved_data;
-    saved["pre_act"] = std::string(fused.pre_act);
-    saved["pre_act_parameter"] = fused.pre_act_parameter;
-    saved["act"] = std::string(fused.act);
-    saved["act_parameter"] = fused.act_parameter;
-    saved["p"] = fused.p;
-    saved["bias"] = bias.has_value();
-    saved["residual"] = residual.has_value();
-    if (!training) saved["eps"] = running.eps;
-    return results->output;
+  template <class Self, class F>
+  static void for_each_field(Self& self, F&& f) {
+    f(self.pre_act), f(self.act), f(self.pre_act_parameter), f(self.act_parameter), f(self.p), f(self.eps);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
-    const auto& saved = ctx->saved_data;
-    const variable_list variables = saved.count("eps") ? saved_in_evaluation(ctx) : ctx->get_saved_variables();
-    const Tensor &input = variables[0], &first_statistic = variables[3], &running_var = variables[4];
-    const OptionalTensor weight = or_none(variables[1]), bias = or_none(variables[2]), residual = or_none(variables[5]),
-                         gate = or_none(variables[6]), rng_state = or_none(variables[7]),
-                         act_weight = or_none(variables[8]);
-    const Fused fused = {saved.at("pre_act").toStringView(), saved.at("pre_act_parameter").toDouble(),
-                         saved.at("act").toStringView(), saved.at("act_parameter").toDouble(),
-                         saved.at("p").toDouble()};
-
-    // Of input, weight, bias, residual and act_weight, those that autograd asks for. Arguments that are None are not
-    // counted.
-    Mask wanted = {ctx->needs_input_grad(0), false, false, false, false};
-    size_t edge = 1;
-    const bool given[] = {true, weight.has_value(), saved.at("bias").toBool(), saved.at("residual").toBool(),
-                          act_weight.has_value()};
-    for (size_t i = 1; i < wanted.size(); ++i)
-      if (given[i]) wanted[i] = ctx->needs_input_grad(edge++);
-
-    variable_list all(9);
-    if (wanted[3] && fused.kind() == ActivationKind::identity && fused.p == 0.0) {
-      all[3] = grad_output[0];
-      wanted[3] = false;
-    }
-    if (wanted == Mask{}) return all;
-    const Gradients gradients =
-        saved.count("eps")
-            ? call_in_backward(eval_backward_operator(), grad_output[0], input, weight, bias, first_statistic,
-                               running_var, saved.at("eps").toDouble(), fused.pre_act, fused.pre_act_parameter,
-                               residual, gate, fused.act, fused.act_parameter, act_weight, fused.p, rng_state, wanted)
-            : call_in_backward(train_backward_operator(), grad_output[0], input, weight, bias, first_statistic,
-                               fused.pre_act, fused.pre_act_parameter, residual, gate, fused.act, fused.act_parameter,
-                               act_weight, fused.p, rng_state, wanted);
-    if (wanted[0]) all[0] = std::get<0>(gradients);
-    if (wanted[1]) all[1] = std::get<1>(gradients);
-    if (wanted[2]) all[2] = std::get<2>(gradients);
-    if (wanted[3]) all[3] = std::get<3>(gradients);
-    if (wanted[4]) all[4] = std::get<4>(gradients);
+  Gradients operator()(const Tensor& grad_output, const Saved& saved, const Wanted& wanted) const {
+    const auto& [input, weight, bias, statistic, running_var, residual, gate, rng_state, act_weight] = saved;
+    const Name pre_name = kActivationNames[pre_act], name = kActivationNames[act];
+    Mask mask = wanted;
+    const bool is_residuals = mask[kResidual] && ActivationKind(act) == ActivationKind::identity && p == 0.0;
+    if (is_residuals) mask[kResidual] = false;
+    Gradients all;
+    if (mask != Mask{})
+      all = in_array(
+          eps ? call_in_backward(eval_backward_operator(), grad_output, input, or_none(weight), or_none(bias),
+                                 statistic, running_var, *eps, pre_name, pre_act_parameter, or_none(residual),
+                                 or_none(gate), name, act_parameter, or_none(act_weight), p, or_none(rng_state), mask)
+              : call_in_backward(train_backward_operator(), grad_output, input, or_none(weight), or_none(bias),
+                                 statistic, pre_name, pre_act_parameter, or_none(residual), or_none(gate), name,
+                                 act_parameter, or_none(act_weight), p, or_none(rng_state), mask));
+    if (is_residuals) all[kResidual] = grad_output;
     return all;
   }
+  void explain(c10::Error& error) const {
+    if (eps) explain_running_statistics(error);
+  }
 };
 
-// compute(save_gate) -> Results, recorded where autograd has to.
+// compute(save_gate) -> Results, recorded where autograd has to. eps: of evaluation.
 template <class Compute>
 Results recorded(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                  const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& residual,
-                 const OptionalTensor& act_weight, const Fused& fused, double eps, bool training, bool save_gate,
+                 const OptionalTensor& act_weight, const Fused& fused, std::optional<double> eps, bool save_gate,
                  const Compute& compute) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       !has_tangent(input) && !has_tangent(weight) && !has_tangent(bias) && !has_tangent(residual) &&
@@ -165,15 +120,21 @@ Results recorded(const Tensor& input, const OptionalTensor& weight, const Option
   if (!at::GradMode::is_enabled()) return compute(save_gate);
   check_not_differentiable("batch_norm_act", "running_mean", running_mean);
   check_not_differentiable("batch_norm_act", "running_var", running_var);
-  if (!(input.requires_grad() || requires_grad(weight) || requires_grad(bias) || requires_grad(residual) ||
-        requires_grad(act_weight)))
-    return compute(save_gate);
-  const Running running = training ? Running{} : Running{*running_mean, *running_var, eps};
-  Results results;
-  results.output = BatchNormActNode::apply(
-      input, weight, bias, residual, act_weight, fused, running,
-      [&](bool gated) { return compute(save_gate || gated); }, &results);
-  return results;
+  if (!is_recorded(input, weight, bias, residual, act_weight)) return compute(save_gate);
+
+  const ActivationKind act = activation_named(fused.act).value_or(ActivationKind::identity),
+                       pre_act = activation_named(fused.pre_act).value_or(ActivationKind::identity);
+  const bool gated = residual && is_gated(act), needs_z = !gated && act != ActivationKind::identity;
+  const Results r = compute(save_gate || gated);
+  const auto kept = [](bool condition, const OptionalTensor& t) { return condition && t ? *t : Tensor(); };
+  record(r.output,
+         BatchNormActBackward{
+             {}, int64_t(pre_act), int64_t(act), fused.pre_act_parameter, fused.act_parameter, fused.p, eps},
+         {input, kept(true, weight), kept(needs_z, bias), eps ? *running_mean : r.stats,
+          kept(eps.has_value(), running_var), kept(needs_z, residual), kept(gated, r.gate), r.rng_state,
+          kept(true, act_weight)},
+         input, weight, bias, residual, act_weight);
+  return r;
 }
 
 // The rng_state that an operator is given, in a form that can be saved.
@@ -189,14 +150,14 @@ std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTens
                                          const OptionalTensor& act_weight, bool save_gate, double p,
                                          const OptionalTensor& given_state) {
   const OptionalTensor rng_state = used(given_state, p);
-  const Results r = recorded(input, weight, bias, running_mean, running_var, residual, act_weight,
-                             {pre_act, pre_act_parameter, act, act_parameter, p}, eps, true, save_gate, [&](bool gate) {
-                               auto [output, stats, saved] =
-                                   call_below(train_operator(), input, weight, bias, running_mean, running_var,
-                                              num_batches_tracked, momentum, eps, pre_act, pre_act_parameter, residual,
-                                              act, act_parameter, act_weight, gate, p, rng_state);
-                               return Results{output, stats, saved, rng_state.value_or(Tensor())};
-                             });
+  const Results r =
+      recorded(input, weight, bias, running_mean, running_var, residual, act_weight,
+               {pre_act, pre_act_parameter, act, act_parameter, p}, std::nullopt, save_gate, [&](bool gate) {
+                 auto [output, stats, saved] = call_below(
+                     train_operator(), input, weight, bias, running_mean, running_var, num_batches_tracked, momentum,
+                     eps, pre_act, pre_act_parameter, residual, act, act_parameter, act_weight, gate, p, rng_state);
+                 return Results{output, stats, saved, rng_state.value_or(Tensor())};
+               });
   return {r.output, r.stats, r.gate};
 }
 
@@ -205,14 +166,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> train_seeded(
     const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked, std::optional<double> momentum,
     double eps, Name pre_act, double pre_act_parameter, const OptionalTensor& residual, Name act, double act_parameter,
     const OptionalTensor& act_weight, bool save_gate, double p) {
-  const Results r = recorded(input, weight, bias, running_mean, running_var, residual, act_weight,
-                             {pre_act, pre_act_parameter, act, act_parameter, p}, eps, true, save_gate, [&](bool gate) {
-                               auto [output, stats, saved, rng_state] =
-                                   call_below(train_seeded_operator(), input, weight, bias, running_mean, running_var,
-                                              num_batches_tracked, momentum, eps, pre_act, pre_act_parameter, residual,
-                                              act, act_parameter, act_weight, gate, p);
-                               return Results{output, stats, saved, rng_state};
-                             });
+  const Results r =
+      recorded(input, weight, bias, running_mean, running_var, residual, act_weight,
+               {pre_act, pre_act_parameter, act, act_parameter, p}, std::nullopt, save_gate, [&](bool gate) {
+                 auto [output, stats, saved, rng_state] = call_below(
+                     train_seeded_operator(), input, weight, bias, running_mean, running_var, num_batches_tracked,
+                     momentum, eps, pre_act, pre_act_parameter, residual, act, act_parameter, act_weight, gate, p);
+                 return Results{output, stats, saved, rng_state};
+               });
   return {r.output, r.stats, r.gate, r.rng_state};
 }
 
@@ -222,14 +183,13 @@ std::tuple<Tensor, Tensor> eval(const Tensor& input, const OptionalTensor& weigh
                                 double act_parameter, const OptionalTensor& act_weight, bool save_gate, double p,
                                 const OptionalTensor& given_state) {
   const OptionalTensor rng_state = used(given_state, p);
-  const Results r =
-      recorded(input, weight, bias, running_mean, running_var, residual, act_weight,
-               {pre_act, pre_act_parameter, act, act_parameter, p}, eps, false, save_gate, [&](bool gate) {
-                 auto [output, saved] =
-                     call_below(eval_operator(), input, weight, bias, running_mean, running_var, eps, pre_act,
-                                pre_act_parameter, residual, act, act_parameter, act_weight, gate, p, rng_state);
-                 return Results{output, {}, saved, rng_state.value_or(Tensor())};
-               });
+  const Results r = recorded(input, weight, bias, running_mean, running_var, residual, act_weight,
+                             {pre_act, pre_act_parameter, act, act_parameter, p}, eps, save_gate, [&](bool gate) {
+                               auto [output, saved] = call_below(eval_operator(), input, weight, bias, running_mean,
+                                                                 running_var, eps, pre_act, pre_act_parameter, residual,
+                                                                 act, act_parameter, act_weight, gate, p, rng_state);
+                               return Results{output, {}, saved, rng_state.value_or(Tensor())};
+                             });
   return {r.output, r.gate};
 }
 

@@ -4,8 +4,6 @@
 // output, whatever the gradient's own order; features are counted, so that no order matters. What is kept for it: 16
 // bytes, and the strides. The derivative is itself an operator with this derivative: so are all higher ones.
 #include <ATen/ops/empty_like.h>
-#include <torch/csrc/autograd/VariableTypeUtils.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "autograd/node.h"
@@ -14,8 +12,6 @@ namespace fastreg {
 namespace {
 
 using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 using Ints = at::OptionalSymIntArrayRef;
 using Doubles = std::optional<at::ArrayRef<double>>;
@@ -69,20 +65,6 @@ struct Kind {
   Doubles transform;
 };
 
-void keep(AutogradContext* ctx, const Kind& kind, const Tensor& rng_state, const Tensor& output) {
-  ctx->save_for_backward({rng_state});
-  auto& saved = ctx->saved_data;
-  saved["p"] = kind.p;
-  if (kind.dims) {
-    saved["dims"] = *kind.dims;
-  } else {
-    saved["strides"] = output.sym_strides();
-  }
-  if (kind.index_map) saved["index_map"] = *kind.index_map;
-  // Neither shift nor fill depends on the input.
-  if (kind.transform) saved["scale"] = kind.transform->at(0);
-}
-
 // Dropout of a gradient or a tangent: shift and fill do not depend on the input. strides: of the output, in whose
 // memory order elements are counted.
 Tensor linear_part(const Kind& kind, const Tensor& x, const Tensor& rng_state, Ints strides,
@@ -98,72 +80,39 @@ Tensor linear_part(const Kind& kind, const Tensor& x, const Tensor& rng_state, I
   return call_in_backward(dropout_operator(), x, kind.p, rng_state, strides, kind.index_map, transform);
 }
 
-Tensor gradient_of_input(AutogradContext* ctx, const Tensor& grad_output) {
-  const variable_list variables = ctx->get_saved_variables();
-  TORCH_CHECK(variables.size() == 1, "dropout: rng_state must have been saved in forward, got an error there");
-  const auto& saved = ctx->saved_data;
-  const auto find = [&](const char* name) {
-    const auto it = saved.find(name);
-    return it == saved.end() ? nullptr : &it->second;
-  };
-  Kind kind{std::nullopt, saved.at("p").toDouble(), std::nullopt, std::nullopt};
-  std::vector<c10::SymInt> map, strides;
-  if (const auto* value = find("index_map")) kind.index_map = map = value->toSymIntVector();
-  std::array<double, 3> scale;
-  if (const auto* value = find("scale")) {
-    scale.fill(value->toDouble());
-    kind.transform = scale;
-  }
-  if (const auto* dims = find("dims"))
-    kind.dims = dims->toInt();
-  else
-    strides = saved.at("strides").toSymIntVector();
-  return linear_part(kind, grad_output, variables[0], Ints(strides));
-}
+// Of input and residual.
+struct DropoutBackward : Derivative<2, 1> {
+  static constexpr const char* kName = "fastreg::DropoutBackward";
+  using SymInts = std::vector<c10::SymInt>;
 
-struct Node : torch::autograd::Function<Node> {
-  static constexpr bool is_traceable = true;
+  double p = 0.0;
+  std::optional<int64_t> dims;
+  SymInts strides;  // of the output, in whose memory order elements are counted; of no meaning with dims
+  std::optional<SymInts> index_map;
+  std::optional<double> scale;  // of the transform: neither shift nor fill depends on the input
 
-  // compute() -> (output, the rng_state that was used), below autograd; *used receives the latter.
-  template <class Compute>
-  static Tensor forward(AutogradContext* ctx, const Tensor&, const OptionalTensor& residual, const Kind& kind,
-                        Tensor* used, const Compute& compute) {
-    Tensor output;
-    std::tie(output, *used) = compute();
-    if (requires_grad(residual)) ctx->saved_data["residual"] = true;
-    keep(ctx, kind, *used, output);
-    return output;
+  DropoutBackward() = default;
+  DropoutBackward(const Kind& kind, c10::SymIntArrayRef strides) : p(kind.p), dims(kind.dims) {
+    if (!dims) this->strides = strides.vec();
+    if (kind.index_map) index_map = kind.index_map->vec();
+    if (kind.transform) scale = kind.transform->at(0);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
-    variable_list gradients(5);
-    if (ctx->needs_input_grad(0)) gradients[0] = gradient_of_input(ctx, grad_output[0]);
-    if (ctx->saved_data.count("residual")) gradients[1] = grad_output[0];
-    return gradients;
-  }
-};
-
-struct InPlaceNode : torch::autograd::Function<InPlaceNode> {
-  static constexpr bool is_traceable = true;
-
-  struct Recorded {
-    Tensor rng_state;
-    AutogradContext* context;
-  };
-
-  // compute() -> the rng_state that was used.
-  template <class Compute>
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Kind& kind, Recorded* recorded,
-                        const Compute& compute) {
-    ctx->mark_dirty({input});
-    *recorded = {compute(), ctx};
-    const Tensor in_order = kind.dims || input.is_non_overlapping_and_dense() ? input : at::empty_like(input);
-    keep(ctx, kind, recorded->rng_state, in_order);
-    return input;
+  template <class Self, class F>
+  static void for_each_field(Self& self, F&& f) {
+    f(self.p), f(self.dims), f(self.strides), f(self.index_map), f(self.scale);
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad_output) {
-    return {gradient_of_input(ctx, grad_output[0]), Tensor(), Tensor(), Tensor()};
+  Gradients operator()(const Tensor& grad_output, const Saved& saved, const Wanted& wanted) const {
+    Gradients all;
+    if (wanted[0]) {
+      Kind kind{dims, p, std::nullopt, std::nullopt};
+      if (index_map) kind.index_map = *index_map;
+      if (scale) kind.transform = *scale;
+      all[0] = linear_part(kind, grad_output, saved[0], Ints(strides));
+    }
+    if (wanted[1]) all[1] = grad_output;
+    return all;
   }
 };
 
@@ -178,23 +127,24 @@ std::tuple<Tensor, Tensor> recorded(const Tensor& input, const OptionalTensor& r
         of_input.defined() ? linear_part(kind, of_input, used, output.sym_strides(), addend) : of_residual, 0, false);
     return {std::move(output), std::move(used)};
   }
-  if (!at::GradMode::is_enabled() || !(input.requires_grad() || requires_grad(residual)))
-    return compute(input, residual);
-  Tensor used;
-  Tensor output = record<Node>([&] { return compute(input, residual); }, input, residual, kind, &used);
+  auto [output, used] = compute(input, residual);
+  if (is_recorded(input, residual))
+    record(output, DropoutBackward(kind, output.sym_strides()), {used}, input, residual);
   return {std::move(output), std::move(used)};
 }
 
+// compute() -> the rng_state that was used.
 template <class Compute>
 Tensor recorded_in_place(const Tensor& input, const Kind& kind, const Compute& compute) {
-  const bool records = at::GradMode::is_enabled() && input.requires_grad();
-  // mark_dirty would refuse the same, but after the write.
+  const bool records = is_recorded(input);
   torch::autograd::check_inplace(input, records);
   if (!records) return compute();
-  InPlaceNode::Recorded recorded;
-  record<InPlaceNode>(compute, input, kind, &recorded);
-  recorded.context->mark_dirty({});  // has done its work, and compiled autograd takes no node with it
-  return recorded.rng_state;
+  torch::autograd::edge_list before = torch::autograd::collect_next_edges(input, Tensor());
+  Tensor used = compute();
+  torch::autograd::increment_version(input);
+  const Tensor in_order = kind.dims || input.is_non_overlapping_and_dense() ? input : at::empty_like(input);
+  rebase_history(input, make_node(std::move(before), DropoutBackward(kind, in_order.sym_strides()), {used}));
+  return used;
 }
 
 Tensor dropout(const Tensor& input, double p, const Tensor& given_state, Ints strides, Ints index_map,

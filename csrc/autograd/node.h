@@ -1,98 +1,173 @@
-// How the autograd nodes of the operators call operators.
+// The nodes that the operators put into autograd's graph, like those that torch generates for its own: tensors are
+// kept as SavedVariables, which notice when they are written to, and everything else in fields.
 #pragma once
 
-#include <ATen/FuncTorchTLS.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/_fw_primal.h>
-#include <c10/core/InferenceMode.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 
+#include <array>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <string>
+#include <type_traits>
 #include <utility>
+#include <vector>
+
+#include "autograd/calls.h"
 
 namespace fastreg {
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+// What a Derivative is, of a function of kInputs tensors with one output:
+//   kName, kInputs, kSaved          the node's name, and how many inputs it has and tensors it keeps: some may be
+//                                   undefined
+//   for_each_field(self, f)         f(self.field) for all of its fields: bool, int64_t, double, vectors of c10::SymInt,
+//                                   and std::optional of these
+//   d(grad_output, saved, wanted)   the gradients of the inputs; those that are not wanted may be undefined
+//   d.explain(error)                adds what there is to say where a tensor was written to since
+template <size_t kInputCount, size_t kSavedCount>
+struct Derivative {
+  static constexpr size_t kInputs = kInputCount, kSaved = kSavedCount;
+  using Gradients = std::array<at::Tensor, kInputs>;
+  using Saved = std::array<at::Tensor, kSaved>;
+  using Wanted = std::array<bool, kInputs>;
+
+  void explain(c10::Error&) const {}
+};
+
+// For a batch norm in evaluation, which keeps running statistics, too, and training updates these in place.
+inline void explain_running_statistics(c10::Error& error) {
+  if (std::strstr(error.what_without_backtrace(), "modified by an inplace operation"))
+    error.add_context(
+        "batch_norm in evaluation: if the tensor is one of its running statistics, a forward pass in training has "
+        "updated it since; the gradient of what was computed before is lost then: call backward before that pass");
 }
 
-// Calls an operator past its own autograd.
-template <class Operator, class... Arguments>
-auto call_below(const Operator& op, Arguments&&... arguments) {
-  const at::AutoDispatchBelowAutograd guard;
-  return op.call(std::forward<Arguments>(arguments)...);
-}
-// The same in the formula of a derivative, except where that is to be differentiated again (create_graph=True).
-template <class Operator, class... Arguments>
-auto call_in_backward(const Operator& op, Arguments&&... arguments) {
-  return at::GradMode::is_enabled() ? op.call(std::forward<Arguments>(arguments)...)
-                                    : call_below(op, std::forward<Arguments>(arguments)...);
-}
+template <class D>
+class DerivativeNode final : public torch::autograd::Node {
+  using variable_list = torch::autograd::variable_list;
+  using Saved = typename D::Saved;
+  using Wanted = typename D::Wanted;
 
-inline std::optional<at::Tensor> or_none(const at::Tensor& t) {
-  return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt;
-}
-
-// What the node of a batch norm in evaluation saved: running statistics, too, which training updates in place.
-inline torch::autograd::variable_list saved_in_evaluation(torch::autograd::AutogradContext* ctx) {
-  try {
-    return ctx->get_saved_variables();
-  } catch (c10::Error& error) {
-    if (std::strstr(error.what_without_backtrace(), "modified by an inplace operation"))
-      error.add_context(
-          "batch_norm in evaluation: if the tensor is one of its running statistics, a forward pass in training has "
-          "updated it since; the gradient of what was computed before is lost then: call backward before that pass");
-    throw;
-  }
-}
-
-// rng_state, or a copy of it that can be saved for the backward pass.
-inline at::Tensor savable(const at::Tensor& rng_state) {
-  return rng_state.is_inference() && !c10::InferenceMode::is_enabled() ? rng_state.clone() : rng_state;
-}
-
-// Hides torch.func's transforms from torch::autograd::Function, which does not run under them, as a forward might
-// compute past them. Ours must reveal them before they call operators, which the dispatcher hands from one transform to
-// the next.
-class HiddenTransforms {
  public:
-  HiddenTransforms() : hidden_(std::move(at::functorch::functorchTLSAccessor())) {}
-  HiddenTransforms(const HiddenTransforms&) = delete;
-  HiddenTransforms& operator=(const HiddenTransforms&) = delete;
-  ~HiddenTransforms() { reveal(); }
-  void reveal() {
-    if (hidden_) at::functorch::functorchTLSAccessor() = std::move(hidden_);
+  DerivativeNode(torch::autograd::edge_list&& inputs, D&& derivative, const Saved& saved)
+      : Node(std::move(inputs)), derivative_(std::move(derivative)) {
+    for (size_t i = 0; i < D::kSaved; ++i) saved_[i] = torch::autograd::SavedVariable(saved[i], false);
+  }
+
+  std::string name() const override { return D::kName; }
+
+  variable_list apply(variable_list&& grad_outputs) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!grad_outputs[0].defined()) return variable_list(D::kInputs);
+    return gradients(derivative_, grad_outputs[0], unpack(), wanted());
+  }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& variable : saved_) variable.reset_data();
+  }
+
+  // ---- Compiled autograd: what the node depends on, and a call of its derivative as a function of that ----
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    for (const auto& variable : saved_) args.collect(variable, false);
+    D::for_each_field(derivative_, [&](const auto& field) { args.collect(field); });
+  }
+
+  variable_list apply_with_saved(const variable_list& grad_outputs,
+                                 torch::dynamo::autograd::SwapSavedVariables& swapped) override {
+    for (auto& variable : saved_) swapped.before(variable);
+    D::for_each_field(derivative_, [&](auto& field) { swapped.before(field); });
+
+    torch::dynamo::autograd::PackedArgs packed;
+    const Saved saved = unpack();
+    const Wanted is_wanted = wanted();
+    packed.pack(variable_list(saved.begin(), saved.end()));
+    packed.pack(std::vector<bool>(is_wanted.begin(), is_wanted.end()));
+    D::for_each_field(derivative_, [&](const auto& field) { packed.pack(field); });
+    const std::vector<at::IValue> arguments = std::move(packed).vec();
+    std::vector<at::TypePtr> schema;
+    for (const at::IValue& each : arguments) schema.push_back(each.type());
+
+    const auto& python = torch::dynamo::autograd::getPyCompilerInterface();
+    const std::string function = python->bind_function(swapped.get_py_compiler(), D::kName, apply_packed, schema,
+                                                       /*is_custom_function=*/true, /*is_traceable=*/true);
+    const auto metadata =
+        torch::dynamo::autograd::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+            torch::dynamo::autograd::get_input_metadata(next_edges()));
+    variable_list results = python->call_function(swapped.get_py_compiler(), "apply_functional", function, grad_outputs,
+                                                  arguments, metadata);
+
+    for (auto& variable : saved_) swapped.after(variable);
+    D::for_each_field(derivative_, [&](auto& field) { swapped.after(field); });
+    return results;
   }
 
  private:
-  std::unique_ptr<at::functorch::FuncTorchTLSBase> hidden_;
+  static variable_list apply_packed(const variable_list& grad_outputs, const std::vector<at::IValue>& arguments) {
+    torch::dynamo::autograd::PackedArgs packed(arguments);
+    const auto tensors = packed.unpack<variable_list>();
+    const auto flags = packed.unpack<std::vector<bool>>();
+    D derivative;
+    D::for_each_field(derivative, [&](auto& field) { field = packed.unpack<std::decay_t<decltype(field)>>(); });
+    if (!grad_outputs[0].defined()) return variable_list(D::kInputs);
+    Saved saved;
+    std::copy(tensors.begin(), tensors.end(), saved.begin());
+    Wanted is_wanted;
+    std::copy(flags.begin(), flags.end(), is_wanted.begin());
+    return gradients(derivative, grad_outputs[0], saved, is_wanted);
+  }
+
+  static variable_list gradients(const D& derivative, const at::Tensor& grad_output, const Saved& saved,
+                                 const Wanted& is_wanted) {
+    typename D::Gradients each = derivative(grad_output, saved, is_wanted);
+    variable_list all(D::kInputs);
+    for (size_t i = 0; i < D::kInputs; ++i)
+      if (is_wanted[i]) all[i] = std::move(each[i]);
+    return all;
+  }
+
+  Saved unpack() const {
+    Saved saved;
+    try {
+      for (size_t i = 0; i < D::kSaved; ++i) saved[i] = saved_[i].unpack();
+    } catch (c10::Error& error) {
+      derivative_.explain(error);
+      throw;
+    }
+    return saved;
+  }
+  Wanted wanted() const {
+    Wanted each;
+    for (size_t i = 0; i < D::kInputs; ++i) each[i] = task_should_compute_output(i);
+    return each;
+  }
+
+  D derivative_;
+  std::array<torch::autograd::SavedVariable, D::kSaved> saved_;
 };
 
-// Node::apply(arguments..., compute), where compute is what forward calls first.
-template <class Node, class Compute, class... Arguments>
-auto record(const Compute& compute, Arguments&&... arguments) {
-  HiddenTransforms transforms;
-  return Node::apply(std::forward<Arguments>(arguments)..., [&] {
-    transforms.reveal();
-    const at::AutoGradMode outer_transforms_record_too(true);
-    return compute();
-  });
+// torch hands nodes about by one kind of pointer or, until 2.12, another.
+using NodePointer = decltype(torch::autograd::Edge::function);
+
+template <class D>
+NodePointer make_node(torch::autograd::edge_list&& inputs, D&& derivative, const typename D::Saved& saved) {
+  using Node = DerivativeNode<D>;
+  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<torch::autograd::Node>>)
+    return NodePointer(new Node(std::move(inputs), std::move(derivative), saved), [](auto* node) { deleteNode(node); });
+  else
+    return c10::make_intrusive<Node>(std::move(inputs), std::move(derivative), saved);
 }
 
-// Forward-mode AD: the tangent of t at the one level there is, undefined where there is none, and t without it.
-inline at::Tensor tangent(const std::optional<at::Tensor>& t) {
-  return t && t->defined() ? t->_fw_grad(0) : at::Tensor();
+// Tells autograd what the derivative of output is with respect to inputs, D::kInputs tensors, undefined ones among
+// them or None.
+template <class D, class... Inputs>
+void record(const at::Tensor& output, D&& derivative, const typename D::Saved& saved, const Inputs&... inputs) {
+  static_assert(sizeof...(Inputs) == D::kInputs);
+  set_history(output, make_node(torch::autograd::collect_next_edges(inputs...), std::move(derivative), saved));
 }
-inline bool has_tangent(const std::optional<at::Tensor>& t) { return tangent(t).defined(); }
-inline at::Tensor primal(const at::Tensor& t) { return has_tangent(t) ? t._fw_primal(0) : t; }
-inline std::optional<at::Tensor> primal(const std::optional<at::Tensor>& t) {
-  return t && t->defined() ? std::optional(primal(*t)) : t;
-}
-
-inline bool requires_grad(const std::optional<at::Tensor>& t) { return t && t->defined() && t->requires_grad(); }
 
 }  // namespace fastreg

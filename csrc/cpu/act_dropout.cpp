@@ -24,10 +24,8 @@ void with_arguments(const Tensor& x, const Call& call, F&& f) {
       const T* values = const_data<T>(call.bias);
       a.channels = call.bias.size(0);
       bias.resize(size_t(a.channels + kTile));
-      for (size_t i = 0; i < bias.size(); ++i) {
-        const size_t period = size_t(a.channels);
-        bias[i] = i < period ? to_compute(values[i]) : bias[i - period];
-      }
+      for (int64_t c = 0; c < a.channels; ++c) bias[size_t(c)] = to_compute(values[c]);
+      repeat(bias.data(), a.channels, int64_t(bias.size()));
       a.bias = bias.data();
     }
 

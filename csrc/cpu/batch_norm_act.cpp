@@ -102,9 +102,13 @@ auto fused_work(const Tensor& dy, const Tensor& x, const Tensor& y, const CpuFus
     KeptBits kept = fusion.drops ? KeptBits(x.numel(), fusion.drop) : KeptBits();
     auto slopes = slopes_of<C>(fusion.act_weight, p.layout.channels);
     if (slope_sums) slope_sums->start(p);
-    // dz is computed once where its rounding to T is none and a result can hold it until dx takes its place.
+    // dz is computed once where its rounding to T is none and a result can hold it until dx takes its place; where relu
+    // is all that stands between it and dy, twice.
     T* dz = nullptr;
-    if (std::is_same_v<T, C> && p.sums_first && dx.defined()) dz = data<T>(dresidual.defined() ? dresidual : dx);
+    const bool is_relus = fusion.act.kind == ActivationKind::relu && fusion.pre_act.kind == ActivationKind::identity &&
+                          !fusion.residual.defined() && !fusion.drops;
+    if (std::is_same_v<T, C> && p.sums_first && dx.defined() && !is_relus)
+      dz = data<T>(dresidual.defined() ? dresidual : dx);
     const Epilogue<T> epilogue = {fusion.pre_act,
                                   fusion.act,
                                   slopes ? (*slopes)[0] : nullptr,

@@ -57,7 +57,9 @@ struct Partition {
     return task_is_group() ? (layout.channels + group - 1) / group
                            : chunks * (layout.channels_last ? 1 : layout.channels);
   }
-  Planes planes() const { return {layout.channels, layout.size, sums_first && task_is_group(), group > 1}; }
+  Planes planes() const {
+    return {layout.planes, layout.channels, layout.size, sums_first && task_is_group(), group > 1};
+  }
   // Of tasks that are chunks.
   Section section(int64_t task) const {
     const int64_t k = layout.channels_last ? task : task % chunks, c = layout.channels_last ? 0 : task / chunks;

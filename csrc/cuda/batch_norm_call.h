@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <set>
+#include <tuple>
 #include <vector>
 
 #include "cuda/call.h"
@@ -77,6 +79,35 @@ inline bool is_refused(cudaError_t error) {
          error == cudaErrorInvalidClusterSize || error == cudaErrorNotSupported;
 }
 
+// Which launches devices have refused: they would do so again. By device and by what is launched.
+class Refusals {
+ public:
+  using Key = std::tuple<int, BatchNormPass, Tier, at::ScalarType, bool, int64_t, int, int, int64_t>;
+
+  static Key key(const BatchNormProblem& problem, const BatchNormPlan& plan, at::ScalarType type) {
+    return {refusing_device(), problem.pass, plan.tier,        type, problem.fused, plan.blocks,
+            plan.threads,      plan.cluster, plan.shared_bytes};
+  }
+  static bool contain(const Key& key) {
+    const std::lock_guard<std::mutex> lock(mutex());
+    return known().count(key) > 0;
+  }
+  static void add(const Key& key) {
+    const std::lock_guard<std::mutex> lock(mutex());
+    known().insert(key);
+  }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex instance;
+    return instance;
+  }
+  static std::set<Key>& known() {
+    static std::set<Key> instance;
+    return instance;
+  }
+};
+
 // The plan of a pass over these tensors, all of one layout. FASTREG_BATCH_NORM_TIER names the tier to take wherever it
 // can be; for tests.
 struct Planned {
@@ -108,12 +139,15 @@ struct Planned {
       const Scratch scratch(x, batch_norm_workspace(by, problem, running, current_device()));
       return f(by, scratch.get());
     };
-    cudaError_t error = launched(plan);
-    if (plan.tier != Tier::streamed && is_refused(error)) {
-      cudaGetLastError();  // it has been dealt with
-      error = launched(plan_batch_norm(problem, limits, Tier::streamed));
-    }
-    check(op, error);
+    const auto streamed = [&] { check(op, launched(plan_batch_norm(problem, limits, Tier::streamed))); };
+    if (plan.tier == Tier::streamed) return streamed();
+    const Refusals::Key key = Refusals::key(problem, plan, x.scalar_type());
+    if (Refusals::contain(key)) return streamed();
+    const cudaError_t error = launched(plan);
+    if (!is_refused(error)) return check(op, error);
+    cudaGetLastError();  // it has been dealt with
+    Refusals::add(key);
+    streamed();
   }
 };
 

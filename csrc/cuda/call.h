@@ -41,6 +41,7 @@ inline Device current_device() {
 }
 
 inline int current_device_index() { return c10::cuda::current_device(); }
+inline int refusing_device() { return current_device_index(); }  // for which refused launches are remembered
 
 inline bool is_on_device(const at::Tensor& tensor) { return tensor.is_cuda(); }
 

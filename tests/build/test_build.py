@@ -325,15 +325,19 @@ def test_cuda_tests_are_counted(pytester, monkeypatch, gpu):
 
 
 @pytest.mark.parametrize("executed", [False, True])
-def test_kernel_tests_are_those_marked(pytester, executed):
+def test_what_runs_on_the_kernels(pytester, executed):
+    """Operators, functions and modules, but for what is marked; what is left out is counted, by reasons."""
     pytester.makeconftest(f"{(ROOT / 'tests/conftest.py').read_text()}\nEXECUTED = {executed}")
-    pytester.makeini("[pytest]\nmarkers = kernels: on the CUDA kernels, too")
-    pytester.makepyfile("""
-        import pytest
-        def test_of_others(): pass
-        @pytest.mark.kernels
-        def test_of_kernels(): pass
-    """)
+    pytester.makeini("[pytest]\nmarkers = not_on_kernels(reason): not there")
+    for folder in ("functional", "zoo"):
+        pytester.mkdir(folder)
+        (pytester.path / folder / f"test_{folder}.py").write_text("""
+import pytest
+def test_of_kernels(): pass
+@pytest.mark.not_on_kernels("it is too late")
+def test_left_out(): pass
+""")
     result = pytester.runpytest_inprocess()
-    result.assert_outcomes(passed=1 if executed else 2, deselected=1 if executed else 0)
-    assert ("1 tests are not marked kernels and have not run" in result.stdout.str()) is executed
+    result.assert_outcomes(passed=1 if executed else 4, deselected=3 if executed else 0)
+    assert ("2 tests are of other things than the kernels" in result.stdout.str()) is executed
+    assert ("1 tests have not run on the kernels: it is too late" in result.stdout.str()) is executed

@@ -131,14 +131,9 @@ const testing::Test traffic("batch norm and activation by teams: move what the p
       expect_equal(sum, plan.bytes_per_element(sizeof(T)) * double(r.x.size()) + apart, what + " bytes in all");
     };
     const BatchNormPlan &forward = r.forward_plan, &backward = r.backward_plan;
-    // Each block reads the centres of its groups: each thread its own ones, then one thread for each channel.
-    const double groups = double((shape.channels + forward.channels_per_block - 1) / forward.channels_per_block);
-    const double centres =
-        groups * forward.splits *
-        (forward.threads * (shape.rows ? 16.0 : double(sizeof(T))) + double(forward.channels_per_block) * sizeof(T));
     const double left = bytes * forward.reread, rest = bytes * backward.reread;
-    add_up(r.forward, forward, "grid_train", {{"x", bytes + left + centres}, {"residual", residual ? bytes : 0}},
-           {{"y", bytes}, {"gate", gates}}, left + centres);
+    add_up(r.forward, forward, "grid_train", {{"x", bytes + left}, {"residual", residual ? bytes : 0}},
+           {{"y", bytes}, {"gate", gates}}, left);
     // Vectors of four elements: the byte is read for both that share it.
     const double readers = 8.0 / grid_vector(sizeof(T), shape.rows, true, true);
     add_up(r.backward, backward, "grid_backward",

@@ -8,7 +8,7 @@ import torch
 from fastreg import _extension, nn
 from tests.common import channels_last, contiguous
 
-pytestmark = [pytest.mark.kernels, pytest.mark.executor]
+pytestmark = pytest.mark.executor
 
 # Tiers, and what they divide among blocks that have to be resident together. Of the last the streamed kernels gather
 # the gates otherwise than the tier.
@@ -22,6 +22,10 @@ CASES = [
 def last_error():
     """cudaPeekAtLastError() of the executor: what PyTorch's own launches would take for theirs."""
     return ctypes.CDLL(_extension.module().__file__)["_Z19cudaPeekAtLastErrorv"]()
+
+
+def refused_launches():
+    return ctypes.c_int.in_dll(ctypes.CDLL(_extension.module().__file__), "_ZN13host_executor16refused_launchesE").value
 
 
 def step(layer, x, residual, grad):
@@ -56,3 +60,6 @@ def test_streamed_instead(tier, layout, shape, fused, momentum, monkeypatch):
     assert all(map(torch.equal, run(tier), streamed))
     assert streamed[3] == 1  # batches counted
     assert last_error() == 0
+    before = refused_launches()
+    assert before > 0 and all(map(torch.equal, run(tier), streamed))
+    assert refused_launches() == before  # it is not tried again

@@ -1,20 +1,18 @@
 """FASTREG_BATCH_NORM_TIER: the CUDA kernels give the same whichever tier does it. On a GPU or in the host executor."""
 
-import os
-
 import pytest
 import torch
 
 from fastreg import functional as F
 from tests.common import DEVICES
+from tests.host_executor import EXECUTED
 from tests.tolerances import assert_accurate
 
-KERNELS = os.environ.get("FASTREG_TEST_KERNELS") == "host-executor"
 KINDS = ["output", "grad_input", "grad_parameter", "grad_parameter", "running", "running"]
 TIERS = ["slab", "cluster", "streamed"]
 
 # Where the CPU backend runs there are no tiers.
-pytestmark = [pytest.mark.kernels, pytest.mark.parametrize("device", DEVICES if KERNELS else DEVICES[1:])]
+pytestmark = pytest.mark.parametrize("device", DEVICES if EXECUTED else DEVICES[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

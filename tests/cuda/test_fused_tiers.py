@@ -2,22 +2,21 @@
 the host executor."""
 
 import itertools
-import os
 
 import pytest
 import torch
 
 from fastreg.functional import batch_norm_act
 from tests.common import DEVICES, channels_last, contiguous
+from tests.host_executor import EXECUTED
 from tests.tolerances import assert_accurate
 
-KERNELS = os.environ.get("FASTREG_TEST_KERNELS") == "host-executor"
 KINDS = ["output", "grad_input", "grad_parameter", "grad_parameter", "grad_input", "running", "running"]
 TIERS = ["slab", "cluster", "grid", "l2"]
 STATE = torch.tensor([7, 16])
 
 # Where the CPU backend runs there are no tiers.
-pytestmark = [pytest.mark.kernels, pytest.mark.parametrize("device", DEVICES if KERNELS else DEVICES[1:])]
+pytestmark = pytest.mark.parametrize("device", DEVICES if EXECUTED else DEVICES[1:])
 
 
 def stages():

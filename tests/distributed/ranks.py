@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.host_executor import use_kernels
+
 TIMEOUT = 120.0  # of a test's work on all ranks, in seconds: far more than any takes
 COLLECTIVE_TIMEOUT = 60.0
 
@@ -65,6 +67,7 @@ class Ranks:
 
 
 def _serve(pipe, rank, size, store):
+    use_kernels()
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     timeout = datetime.timedelta(seconds=COLLECTIVE_TIMEOUT)

@@ -8,7 +8,7 @@ from fastreg.reference import batch_norm as reference
 from tests.common import DEVICES, DTYPES, LAYOUTS, channels_last, contiguous, in_layout, sliced, transposed
 from tests.tolerances import assert_accurate
 
-pytestmark = [pytest.mark.kernels, pytest.mark.parametrize("device", DEVICES)]
+pytestmark = pytest.mark.parametrize("device", DEVICES)
 
 SHAPES = [(8, 5), (4, 3, 7), (3, 4, 5, 6), (2, 3, 4, 3, 5), (64, 17), (2, 1, 3, 3), (1, 4, 2, 2)]
 EPS = 1e-3

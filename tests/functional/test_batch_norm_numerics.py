@@ -85,17 +85,22 @@ def test_magnitudes(device, layout, scale, plane):
     check(x, statistics=scale > 1e-18)
 
 
+@devices
 @layouts
 @few_and_many
-def test_values_near_the_largest(layout, plane):
-    """The variance is beyond float32; the output is not. (On the CPU: its sums are of doubles, at the latest when
-    others have overflowed.)"""
-    x, g = leaf(torch.randn(8, 5, *plane) * 1e30, "cpu", layout), torch.randn(8, 5, *plane)
+@pytest.mark.parametrize("zeros", [False, True])
+def test_values_near_the_largest(device, layout, plane, zeros):
+    """The variance is beyond float32; the output is not. Nor where what is read first is small."""
+    x, g = torch.randn(8, 5, *plane) * 1e30, torch.randn(8, 5, *plane, device=device)
+    if zeros:
+        x[:3] = 0
+    x = leaf(x, device, layout)
     exact = x.detach().double()
     y = F.batch_norm(x, None, None, training=True)
     dx = torch.autograd.grad(y, x, g)[0]
     exact_y = reference.forward(exact, None, None, *reference.moments(exact), EPS)
     exact_dx = reference.train_backward(g.double(), exact, None, EPS)[0]
+    assert exact_y.abs().max() > 1
     for value, result in ((y.detach(), exact_y), (dx, exact_dx)):  # some four roundings each; torch's are zeros
         assert (value.double() - result).abs().max() <= 4 * torch.finfo(x.dtype).eps * result.abs().max()
 
@@ -157,22 +162,23 @@ def test_not_finite_values_stay_in_their_channel(device, layout, training, value
     assert not results[1][0][1].isfinite().all() and (not training or results[1][0][36].isnan().all())
 
 
+@devices
 @layouts
 @few_and_many
 @pytest.mark.parametrize("scales", [(1e30, 1e15), (1e10, 1e33), (1e-12, 1e-30), (1e-22, 1.0)], ids=str)
-def test_gradients_of_any_magnitude(layout, plane, scales):
+def test_gradients_of_any_magnitude(device, layout, plane, scales):
     """dy (x - mean) is beyond float32, above or below, where dx, in units of its own, is not. Other channels do not
-    change. (On the CPU: see above.)"""
+    change."""
     of_x, of_dy = scales
-    x, g = torch.randn(8, 5, *plane), torch.randn(8, 5, *plane)
+    x, g = (torch.randn(8, 5, *plane).to(device) for _ in range(2))
     results = []
     for factors in ((1.0, 1.0), (of_x, of_dy)):
         big_x, big_g = x.clone(), g.clone()
         big_x[:, 2] *= factors[0]
         big_g[:, 2] *= factors[1]
-        weight = torch.full((5,), 1.0)
+        weight = torch.full((5,), 1.0, device=device)
         weight[2] = factors[0] / factors[1]  # so that dx is of the usual size
-        big_x = leaf(big_x, "cpu", layout)
+        big_x = leaf(big_x, device, layout)
         y = F.batch_norm(big_x, None, None, weight, None, True, eps=1e-60)
         results.append(torch.autograd.grad(y, big_x, in_layout(big_g, layout))[0])
     exact = reference.train_backward(g.double() * of_dy, x.double() * of_x, weight.double(), 1e-60)[0]

@@ -9,8 +9,6 @@ import torch
 import fastreg
 from fastreg import functional as F
 
-pytestmark = pytest.mark.kernels
-
 
 def ones(*shape, **options):
     return torch.ones(shape, **options)

@@ -10,7 +10,7 @@ from fastreg import functional as F
 from tests.common import DEVICES, DTYPES, LAYOUTS, channels_last, contiguous, expanded, in_layout, sliced, transposed
 from tests.known_answers import MASKS, NUMEL, assert_mask, rng_state
 
-pytestmark = [pytest.mark.kernels, pytest.mark.parametrize("device", DEVICES)]
+pytestmark = pytest.mark.parametrize("device", DEVICES)
 
 SHAPES = [(2, 3, 5, 7), (4, 6), (37,), (), (0, 3), (2, 3, 4, 5, 2)]
 

@@ -14,7 +14,7 @@ from tests.functional.dropout_family import ALPHA, KINDS, Kind, alpha, inverted
 from tests.known_answers import rng_state
 from tests.tolerances import assert_accurate
 
-pytestmark = [pytest.mark.kernels, pytest.mark.parametrize("device", DEVICES)]
+pytestmark = pytest.mark.parametrize("device", DEVICES)
 all_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 STATE = rng_state(2**63 + 11, 8)
 

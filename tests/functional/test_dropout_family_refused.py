@@ -11,8 +11,6 @@ from fastreg import functional as F
 from tests.functional.dropout_family import KINDS
 from tests.known_answers import rng_state
 
-pytestmark = pytest.mark.kernels
-
 all_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 STATE = rng_state(1, 0)
 

@@ -13,8 +13,6 @@ from fastreg import _routing
 from fastreg import functional as F
 from tests.known_answers import rng_state
 
-pytestmark = pytest.mark.kernels
-
 
 def leaf():
     return torch.ones(6, requires_grad=True)

@@ -11,8 +11,6 @@ from fastreg.reference.batch_norm import empty_normalized_like
 from tests.common import DEVICES, DTYPES, channels_last, contiguous, transposed
 from tests.tolerances import error, ulp
 
-pytestmark = pytest.mark.kernels
-
 # What torch computes under each name, said again: the table is not its own reference.
 TORCHS = {
     "identity": lambda x, w: x,

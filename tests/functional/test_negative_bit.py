@@ -30,8 +30,6 @@ def assert_same(call, *tensors):
     assert all(t.is_neg() for t in written)
 
 
-pytestmark = pytest.mark.kernels
-
 STATE = torch.tensor([3, 8])
 DROPOUTS = {
     "dropout": lambda x, **k: F.dropout(x, 0.5, inplace=True, **k),

@@ -75,6 +75,7 @@ struct Launch {
 
 // Refuses what a device would refuse. Inside of run() the kernel is queued in its stream, outside it is run at once.
 cudaError_t launch(const Launch& launch);
+extern int refused_launches;  // so far
 
 // Blocks of the kernel that fit on one multiprocessor of the virtual device at a time, and clusters on all of it.
 int max_resident_blocks(unsigned threads, size_t shared_bytes);

@@ -10,8 +10,6 @@ import fastreg
 from fastreg.functional._fused import batch_norm_act_with_count
 from tests.common import COMPILED_BACKENDS
 
-pytestmark = pytest.mark.kernels
-
 COUNTS = {
     "int64": torch.tensor(7),
     "int64[1]": torch.tensor([7]),

@@ -11,8 +11,6 @@ import torch
 import fastreg
 from tests.common import channels_last
 
-pytestmark = pytest.mark.kernels
-
 SHAPES = {1: (6, 4, 5), 2: (6, 4, 3, 5), 3: (6, 4, 2, 3, 2)}
 KINDS = [(getattr(fastreg.nn, f"BatchNorm{d}d"), getattr(torch.nn, f"BatchNorm{d}d"), SHAPES[d]) for d in SHAPES]
 LAZY = [(getattr(fastreg.nn, f"LazyBatchNorm{d}d"), getattr(torch.nn, f"LazyBatchNorm{d}d"), SHAPES[d]) for d in SHAPES]

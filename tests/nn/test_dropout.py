@@ -12,8 +12,6 @@ import torch
 import fastreg
 from fastreg import nn
 
-pytestmark = pytest.mark.kernels
-
 DROPOUTS = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"]
 SCALED = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropPath"]
 SHAPES = {"Dropout1d": (40, 50, 2), "Dropout3d": (40, 50, 2, 1, 2), "DropPath": (200, 2)}

@@ -9,8 +9,6 @@ import torch
 import fastreg
 from fastreg.functional import Activation
 
-pytestmark = pytest.mark.kernels
-
 KINDS = [
     (fastreg.nn.BatchNormAct1d, torch.nn.BatchNorm1d, (8, 4)),
     (fastreg.nn.BatchNormAct2d, torch.nn.BatchNorm2d, (3, 4, 5, 2)),

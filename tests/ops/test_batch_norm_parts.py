@@ -7,7 +7,7 @@ from tests.common import DEVICES, DTYPES, LAYOUTS, channels_last, contiguous
 from tests.functional.test_batch_norm import EPS, Case
 from tests.tolerances import assert_accurate
 
-pytestmark = [pytest.mark.kernels, pytest.mark.parametrize("device", DEVICES)]
+pytestmark = pytest.mark.parametrize("device", DEVICES)
 ops = torch.ops.fastreg
 
 

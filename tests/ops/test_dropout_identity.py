@@ -13,8 +13,6 @@ from tests.common import DEVICES
 from tests.known_answers import rng_state
 from tests.ops import dropout_matrix
 
-pytestmark = pytest.mark.kernels
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

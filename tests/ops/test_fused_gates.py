@@ -8,7 +8,6 @@ import fastreg
 from tests.common import DEVICES, channels_last, contiguous
 
 pytestmark = [
-    pytest.mark.kernels,
     pytest.mark.skipif(
         fastreg._extension.problem() is not None, reason=f"no extension: {fastreg._extension.problem()}"
     ),

@@ -10,8 +10,6 @@ from tests.common import DEVICES, DTYPES, LAYOUTS, channels_last, contiguous, ex
 from tests.ops.fused_operands import EPS, NATIVE, STATE, C, function, mask_of, operands, ops
 from tests.tolerances import assert_accurate
 
-pytestmark = pytest.mark.kernels
-
 GATED = ["relu", "relu6", "leaky_relu", "hardsigmoid"]
 
 

@@ -14,8 +14,6 @@ from tests.common import DEVICES, DTYPES, LAYOUTS, channels_last, contiguous
 from tests.ops.fused_operands import mask_of
 from tests.tolerances import assert_accurate
 
-pytestmark = pytest.mark.kernels
-
 ops = torch.ops.fastreg
 STATE = torch.tensor([11, 24])
 EPS = 1e-5

@@ -7,6 +7,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastreg
 from tests.common import COMPILED_BACKENDS, DEVICES, DTYPES, channels_last, contiguous, in_layout, sliced
 
+pytestmark = pytest.mark.not_on_kernels(
+    "what the compiler makes of them calls operators that other tests run, and takes minutes"
+)
+
 OPS = torch.ops.fastreg
 
 

@@ -9,6 +9,10 @@ from fastreg import reference
 from tests.common import COMPILED_BACKENDS, DEVICES, DTYPES, LAYOUTS, channels_last, in_layout
 from tests.known_answers import rng_state
 
+pytestmark = pytest.mark.not_on_kernels(
+    "what the compiler makes of them calls operators that other tests run, and takes minutes"
+)
+
 OPS = torch.ops.fastreg
 
 

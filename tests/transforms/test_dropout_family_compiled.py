@@ -12,6 +12,10 @@ from tests.common import COMPILED_BACKENDS, DEVICES, LAYOUTS, channels_last, in_
 from tests.functional.dropout_family import KINDS
 from tests.known_answers import rng_state
 
+pytestmark = pytest.mark.not_on_kernels(
+    "what the compiler makes of them calls operators that other tests run, and takes minutes"
+)
+
 OPS = torch.ops.fastreg
 all_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 ALPHA = (0.9, 0.5, -0.7)

@@ -9,6 +9,10 @@ import fastreg
 from fastreg import nn
 from tests.common import DEVICES, channels_last, replay_as_traced
 
+pytestmark = pytest.mark.not_on_kernels(
+    "what the compiler makes of them calls operators that other tests run, and takes minutes"
+)
+
 devices = pytest.mark.parametrize("device", DEVICES)
 
 

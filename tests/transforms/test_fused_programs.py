@@ -9,8 +9,6 @@ from fastreg.functional import act_dropout, batch_norm_act
 from tests.common import DEVICES, channels_last, contiguous
 from tests.ops.fused_operands import EPS, STATE, C, operands, ops
 
-pytestmark = pytest.mark.kernels
-
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled(backend):

@@ -58,7 +58,7 @@ FASTREG_HD f32 gelu_argument(f32 z) {
 
 struct MishParts {
   f32 x, e, n;
-  FASTREG_HD explicit MishParts(f32 z) : x(z > 40.0f ? broadcast(40.0f) : z), e(exponential(x)), n(e * (e + 2.0f)) {}
+  FASTREG_HD explicit MishParts(f32 z) : x(at_most(z, 40.0f)), e(exponential(x)), n(e * (e + 2.0f)) {}
 };
 
 template <ActivationKind kKind>
@@ -83,8 +83,8 @@ FASTREG_HD f32 derivative(f32 z, f32 parameter) {
   static_assert(has_exponential(kKind), "the others are left to the compiler's vectoriser");
   if constexpr (kKind == K::elu) return z > 0.0f ? broadcast(1.0f) : parameter * exponential(z);
   if constexpr (kKind == K::silu) {
-    const Logistic s(z);
-    return s.value * (z * s.complement + 1.0f);
+    const f32 e = exponential(-z), s = 1.0f / (e + 1.0f), rest = e * s;
+    return s * (z * (rest < 1.0f ? rest : broadcast(1.0f)) + 1.0f);  // infinity times 0, far down, stands for 1
   }
   if constexpr (kKind == K::mish) {
     const MishParts m(z);
@@ -96,8 +96,7 @@ FASTREG_HD f32 derivative(f32 z, f32 parameter) {
     return normal.distribution + z * 0.398942280f * normal.bell;
   }
   if constexpr (kKind == K::gelu_tanh) {
-    f32 x = z > 30.0f ? broadcast(30.0f) : z;  // beyond, it is 0 or 1, and the cubes overflow
-    x = x < -30.0f ? broadcast(-30.0f) : x;
+    const f32 x = at_least(at_most(z, 30.0f), -30.0f);  // beyond, it is 0 or 1, and the cubes overflow
     const Logistic s(gelu_argument(x));
     const f32 slope = float(detail::kTwiceSqrtTwoOverPi) * (float(3 * detail::kGeluCube) * x * x + 1.0f);
     return s.value * (x * s.complement * slope + 1.0f);
@@ -112,13 +111,52 @@ FASTREG_HD f32 derivative(f32 z, f32 parameter) {
   }
 }
 
+// Whether Activated has the activation in vectors of C.
+template <class C>
+constexpr bool is_vectorised(ActivationKind kind) {
+  return !has_exponential(kind) || std::is_same_v<C, float>;
+}
+
+template <class V, class C>
+FASTREG_HD V clamped(V z, C high) {
+  return at_most(at_least(z, C(0)), high);
+}
+
+// act(z) of vectors, and for some the gradient of z.
+template <ActivationKind kKind, class C>
+struct Activated {
+  C parameter;
+
+  template <class V>
+  FASTREG_HD V operator()(V z) const {
+    using K = ActivationKind;
+    if constexpr (kKind == K::identity) return z;
+    if constexpr (kKind == K::relu) return at_least(z, C(0));
+    if constexpr (kKind == K::relu6) return clamped(z, C(6));
+    if constexpr (kKind == K::leaky_relu) return z > C(0) ? z : z * broadcast(parameter);
+    if constexpr (kKind == K::hardswish) return z * (clamped(z + C(3), C(6)) * broadcast(C(1) / C(6)));
+    if constexpr (kKind == K::hardsigmoid) return clamped(z + C(3), C(6)) * broadcast(C(1) / C(6));
+    if constexpr (has_exponential(kKind)) return activate<kKind>(z, broadcast(parameter));
+  }
+
+  template <class V>
+  FASTREG_HD V gradient(V dy, V z) const {
+    if constexpr (kKind == ActivationKind::relu) {
+      return z <= C(0) ? V{} : dy;
+    } else {
+      return dy * derivative<kKind>(z, broadcast(parameter));
+    }
+  }
+};
+
 // z = act(z)
 template <class C>
 __attribute__((noinline)) void activate_all(const Activation& act, C* __restrict z, int count) {
   const C parameter = C(act.parameter);
   with_constant(act.kind, [&](auto kind) {
-    if constexpr (std::is_same_v<C, float> && has_exponential(kind)) {
-      for (int i = 0; i < count; i += kF32) store(z + i, activate<kind>(load(z + i), broadcast(parameter)));
+    if constexpr (is_vectorised<C>(kind)) {
+      const Activated<kind, C> activated{parameter};
+      for (int i = 0; i < count; i += kLanes<C>) store(z + i, activated(load(z + i)));
     } else {
       for (int i = 0; i < count; ++i) z[i] = fastreg::activate(kind(), z[i], parameter);
     }

@@ -18,12 +18,22 @@ FASTREG_HD V input_gradient(V dy, V x, V centre, V delta, V scale, V mean_dy, V 
   return ((dy - mean_dy) - ((x - centre) - delta) * slope) * scale;
 }
 
-template <class T>
-void normalize_planes(const Section& s, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f) {
+// An activation is applied as act(z), and gives the gradient of z as act.gradient(dy, z). This is none.
+struct NoActivation {
+  template <class V>
+  FASTREG_HD V operator()(V z) const {
+    return z;
+  }
+  template <class V>
+  FASTREG_HD V gradient(V dy, V) const {
+    return dy;
+  }
+};
+template <class T, class Act>
+void normalize_planes(const Section& s, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f, const Act& act) {
   const bool cached = s.planes.cached;
-  const int64_t ahead = prefetch_distance<T>(s.planes, s.together);
-  for (Runs run(s); run.advance();) {
-    const int64_t channel = run.channel;
+  for (Runs<T> run(s); run.advance();) {
+    const int64_t channel = run.channel, ahead = run.ahead;
     const auto c = broadcast(f.centre[channel]), d = broadcast(f.delta[channel]), a = broadcast(f.scale[channel]),
                b = broadcast(f.shift[channel]);
     const T* p = x + run.offset;
@@ -32,86 +42,67 @@ void normalize_planes(const Section& s, const T* x, T* y, const ForwardCoefficie
     for (; i + kLanes<T> <= run.count; i += kLanes<T>) {
       if (!cached) prefetch(p + i + ahead);
       prefetch(q + i + ahead);
-      store(q + i, normalized(load(p + i), c, d, a, b));
+      store(q + i, act(normalized(load(p + i), c, d, a, b)));
     }
     if (const int64_t rest = run.count - i) {
       if (!cached) prefetch_last(p + i + ahead, rest);
       prefetch_last(q + i + ahead, rest);
-      store_first(q + i, rest, normalized(load_first(p + i, rest), c, d, a, b));
+      store_first(q + i, rest, act(normalized(load_first(p + i, rest), c, d, a, b)));
     }
   }
 }
 
-template <class T>
+template <class T, class Act>
 void grad_input_planes(const Section& section, const T* dy, const T* x, T* dx,
-                       const BackwardCoefficients<compute_t<T>>& f) {
+                       const BackwardCoefficients<compute_t<T>>& f, const compute_t<T>* shift, const Act& act) {
   const bool cached = section.planes.cached;
-  const int64_t ahead = prefetch_distance<T>(section.planes, section.together);
-  for (Runs run(section); run.advance();) {
-    const int64_t channel = run.channel;
+  for (Runs<T> run(section); run.advance();) {
+    const int64_t channel = run.channel, ahead = run.ahead;
     const auto c = broadcast(f.centre[channel]), d = broadcast(f.delta[channel]), a = broadcast(f.scale[channel]),
-               m = broadcast(f.mean_dy[channel]), s = broadcast(f.slope[channel]);
+               m = broadcast(f.mean_dy[channel]), s = broadcast(f.slope[channel]), b = broadcast(shift[channel]);
     const T *p = x + run.offset, *g = dy + run.offset;
     T* q = dx + run.offset;
+    const auto gradient = [&](auto dy_vector, auto x_vector) {
+      return input_gradient(act.gradient(dy_vector, normalized(x_vector, c, d, a, b)), x_vector, c, d, a, m, s);
+    };
     int64_t i = 0;
     for (; i + kLanes<T> <= run.count; i += kLanes<T>) {
       if (!cached) prefetch(p + i + ahead), prefetch(g + i + ahead);
       prefetch(q + i + ahead);
-      store(q + i, input_gradient(load(g + i), load(p + i), c, d, a, m, s));
+      store(q + i, gradient(load(g + i), load(p + i)));
     }
     if (const int64_t rest = run.count - i) {
       if (!cached) prefetch_last(p + i + ahead, rest), prefetch_last(g + i + ahead, rest);
       prefetch_last(q + i + ahead, rest);
-      store_first(q + i, rest, input_gradient(load_first(g + i, rest), load_first(p + i, rest), c, d, a, m, s));
+      store_first(q + i, rest, gradient(load_first(g + i, rest), load_first(p + i, rest)));
     }
   }
 }
 
-// f(i, channel, whole, count) for the vectors of some rows, from element i on, which is of that channel. Where rows lie
-// together a vector may begin in one and end in the next. In wide rows some columns after others, so that the
-// coefficients stay in the first-level cache.
-template <class T, class F>
-FASTREG_HD void for_each_vector_of_rows(const Section& s, F&& f) {
-  const int64_t pitch = s.planes.channels;
-  const auto run = [&](int64_t i, int64_t last, int64_t c) {
-    const int64_t step = kLanes<T> % pitch;
-    for (; i + kLanes<T> <= last; i += kLanes<T>) {
-      f(i, c, std::true_type{}, kLanes<T>);
-      c += step;
-      if (c >= pitch) c -= pitch;
-    }
-    if (i < last) f(i, c, std::false_type{}, last - i);
-  };
-  if (s.together == pitch && pitch <= kMostColumns) return run(s.begin * pitch, s.end * pitch, 0);
-  const int64_t end = s.channel + s.together;
-  for (int64_t c = s.channel; c < end; c += kMostColumns)
-    for (int64_t row = s.begin; row < s.end; ++row)
-      run(row * pitch + c, row * pitch + (c + kMostColumns < end ? c + kMostColumns : end), c);
-}
-
-template <class T>
-void normalize_rows(const Section& section, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f) {
-  const int64_t ahead = prefetch_distance<T>(section.planes.channels);
-  for_each_vector_of_rows<T>(section, [&](int64_t i, int64_t c, auto whole, int64_t count) {
+template <class T, class Act>
+void normalize_rows(const Section& section, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f,
+                    const Act& act) {
+  for_each_vector_of_rows<T>(section, [&](int64_t i, int64_t c, auto whole, int64_t count, int64_t ahead) {
     prefetch(x + i + ahead);
     prefetch(y + i + ahead);
     store_some(y + i, whole, count,
-               normalized(load_some(x + i, whole, count), load(f.centre + c), load(f.delta + c), load(f.scale + c),
-                          load(f.shift + c)));
+               act(normalized(load_some(x + i, whole, count), load(f.centre + c), load(f.delta + c), load(f.scale + c),
+                              load(f.shift + c))));
   });
 }
 
-template <class T>
+template <class T, class Act>
 void grad_input_rows(const Section& section, const T* dy, const T* x, T* dx,
-                     const BackwardCoefficients<compute_t<T>>& f) {
-  const int64_t ahead = prefetch_distance<T>(section.planes.channels);
-  for_each_vector_of_rows<T>(section, [&](int64_t i, int64_t c, auto whole, int64_t count) {
+                     const BackwardCoefficients<compute_t<T>>& f, const compute_t<T>* shift, const Act& act) {
+  for_each_vector_of_rows<T>(section, [&](int64_t i, int64_t c, auto whole, int64_t count, int64_t ahead) {
     prefetch(x + i + ahead);
     prefetch(dy + i + ahead);
     prefetch(dx + i + ahead);
+    const auto v = load_some(x + i, whole, count), centre = load(f.centre + c), delta = load(f.delta + c),
+               scale = load(f.scale + c);
+    const auto g = act.gradient(load_some(dy + i, whole, count), normalized(v, centre, delta, scale, load(shift + c)));
     store_some(dx + i, whole, count,
-               input_gradient(load_some(dy + i, whole, count), load_some(x + i, whole, count), load(f.centre + c),
-                              load(f.delta + c), load(f.scale + c), load(f.mean_dy + c), load(f.slope + c)));
+               input_gradient(g, v, centre, delta, scale, load(f.mean_dy + c), load(f.slope + c)));
   });
 }
 
@@ -126,31 +117,48 @@ void moments(const Section& s, const T* x, const double* centre, double* sums, S
   }
 }
 
+template <class T, class Act>
+__attribute__((noinline)) void normalize_with(const Section& s, const T* x, T* y,
+                                              const ForwardCoefficients<compute_t<T>>& f, const Act& act) {
+  if (s.rows) {
+    normalize_rows(s, x, y, f, act);
+  } else {
+    normalize_planes(s, x, y, f, act);
+  }
+}
 template <class T>
 void normalize(const Section& s, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f) {
-  if (s.rows) {
-    normalize_rows(s, x, y, f);
-  } else {
-    normalize_planes(s, x, y, f);
-  }
+  normalize_with(s, x, y, f, NoActivation());
 }
 
+template <class S, class T, class Gates>
+void grad_sums_with(const Section& s, const T* dy, const T* x, const double* mean, double* sums, const Gates& gates) {
+  if (s.rows) {
+    grad_sums_rows<S>(s, dy, x, mean, sums, gates);
+  } else {
+    grad_sums_planes<S>(s, dy, x, mean[s.channel], sums, gates);
+  }
+}
 template <class T>
 void grad_sums(const Section& s, const T* dy, const T* x, const double* mean, double* sums, Summation how) {
-  if (s.rows) {
-    grad_sums_rows(s, dy, x, mean, sums, how);
-  } else {
-    grad_sums_planes(s, dy, x, mean[s.channel], sums, how);
-  }
+  in_type<T>(how, [&](auto zero) {
+    using S = decltype(zero);
+    grad_sums_with<S>(s, dy, x, mean, sums, NoGates());
+  });
 }
 
+template <class T, class Act>
+void grad_input_with(const Section& s, const T* dy, const T* x, T* dx, const BackwardCoefficients<compute_t<T>>& f,
+                     const compute_t<T>* shift, const Act& act) {
+  if (s.rows) {
+    grad_input_rows(s, dy, x, dx, f, shift, act);
+  } else {
+    grad_input_planes(s, dy, x, dx, f, shift, act);
+  }
+}
 template <class T>
 void grad_input(const Section& s, const T* dy, const T* x, T* dx, const BackwardCoefficients<compute_t<T>>& f) {
-  if (s.rows) {
-    grad_input_rows(s, dy, x, dx, f);
-  } else {
-    grad_input_planes(s, dy, x, dx, f);
-  }
+  grad_input_with(s, dy, x, dx, f, f.slope, NoActivation());  // without an activation no shift is looked at
 }
 
 }  // namespace fastreg::cpu::FASTREG_ISA

@@ -28,11 +28,11 @@ class Argument {
         shift_(f.shift, piece.position) {}
 
   template <class Whole>
-  FASTREG_HD vector_of<C> operator()(const Tile& tile, const Piece& p, int i, Whole whole, int rest) const {
-    x_.prefetch(tile, p, i);
+  FASTREG_HD vector_of<C> operator()(const Piece& p, int i, Whole whole, int rest) const {
+    x_.prefetch(p, i);
     const vector_of<C> z = normalized(load_some(x_[p] + i, whole, rest), centre_[i], delta_[i], scale_[i], shift_[i]);
     if (!residual_) return z;
-    prefetch_with(tile, residual_ + p.offset + i);
+    prefetch_with(p, residual_ + p.offset + i);
     return z + load_some(residual_ + p.offset + i, whole, rest);
   }
 
@@ -73,7 +73,7 @@ __attribute__((noinline)) void compute_argument(Layout, const Tile& tile, Operan
   for (const Piece& p : tile) {
     const Argument<Layout, T, U> argument(p, x, f, residual);
     for_each_vector<compute_t<T>>(
-        p, [&](int i, auto whole, int rest) { store(z + p.at + i, argument(tile, p, i, whole, rest)); });
+        p, [&](int i, auto whole, int rest) { store(z + p.at + i, argument(p, i, whole, rest)); });
   }
 }
 
@@ -108,8 +108,8 @@ __attribute__((noinline)) void normalize_directly(Layout, const Tile& tile, cons
     const Argument<Layout, T, T> argument(p, in_memory(x), f, e.residual);
     if (writes_gates) gates.seek(p.offset);
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      prefetch_with(tile, y + p.offset + i);
-      vector_of<C> z = argument(tile, p, i, whole, rest);
+      prefetch_with(p, y + p.offset + i);
+      vector_of<C> z = argument(p, i, whole, rest);
       if (writes_gates) gates.push(lane_bits(~(z <= C(0))), whole, rest);
       if (is_relu) z = z < C(0) ? broadcast(C(0)) : z;
       store_some(y + p.offset + i, whole, rest, dropped<C>(z, drop, p.offset + i));
@@ -134,13 +134,13 @@ class DirectGradient {
         has_gates_(e.gates != nullptr) {}
 
   template <class Whole>
-  FASTREG_HD vector_of<C> operator()(const Tile& tile, const Piece& p, int i, Whole whole, int rest) const {
-    prefetch_again(tile, dy_ + p.offset + i);
+  FASTREG_HD vector_of<C> operator()(const Piece& p, int i, Whole whole, int rest) const {
+    prefetch_again(p, dy_ + p.offset + i);
     const vector_of<C> g = dropped<C>(load_some(dy_ + p.offset + i, whole, rest), drop_, p.offset + i);
     if (!is_relu_) return g;
     const vector_of<C> zero = broadcast(C(0));
     if (has_gates_) return choose(bits_at(e_.gates, e_.gate_bytes, p.offset + i), g, zero);
-    return argument_(tile, p, i, whole, rest) <= C(0) ? zero : g;
+    return argument_(p, i, whole, rest) <= C(0) ? zero : g;
   }
 
  private:
@@ -158,7 +158,7 @@ __attribute__((noinline)) void differentiate_directly(Layout, const Tile& tile, 
   for (const Piece& p : tile) {
     const DirectGradient<Layout, T> gradient(p, dy, x, f, e);
     for_each_vector<compute_t<T>>(
-        p, [&](int i, auto whole, int rest) { store(dz + p.at + i, gradient(tile, p, i, whole, rest)); });
+        p, [&](int i, auto whole, int rest) { store(dz + p.at + i, gradient(p, i, whole, rest)); });
   }
 }
 
@@ -171,13 +171,13 @@ __attribute__((noinline)) void grad_input_directly(Layout, const Tile& tile, con
     const InputGradient<Layout, compute_t<T>> input_gradient(p, b);
     for_each_vector<compute_t<T>>(p, [&](int i, auto whole, int rest) {
       const int64_t at = p.offset + i;
-      const auto dz = gradient(tile, p, i, whole, rest);
+      const auto dz = gradient(p, i, whole, rest);
       if (dresidual) {
-        prefetch_with(tile, dresidual + at);
+        prefetch_with(p, dresidual + at);
         store_some(dresidual + at, whole, rest, dz);
       }
       if (!dx) return;
-      prefetch_with(tile, dx + at);
+      prefetch_with(p, dx + at);
       store_some(dx + at, whole, rest, input_gradient(i, dz, load_some(x + at, whole, rest)));
     });
   }
@@ -341,6 +341,7 @@ void moments_of_section(const Section& s, const T* x, const Activation& pre_act,
 template <class T>
 void normalize_section(const Section& s, const T* x, T* y, const ForwardCoefficients<compute_t<T>>& f,
                        const Epilogue<T>& e) {
+  if (normalize_bare(s, x, y, f, e)) return;
   if (s.rows) {
     normalize_act(RowTiles<T>(s), x, y, f, e);
   } else {
@@ -354,6 +355,7 @@ void grad_sums_of_section(const Section& s, const T* dy, const T* x, const Forwa
   const int64_t channels = s.planes.channels;
   in_type<T>(how, [&](auto zero) {
     using S = decltype(zero);
+    if (grad_sums_bare<S>(s, dy, x, f, mean, e, sums)) return;
     if (s.rows) {
       grad_sums_act(RowTiles<T>(s), RowSums<S>(s, mean, sums), dy, x, f, e, channels);
     } else {
@@ -366,6 +368,7 @@ template <class T>
 void grad_input_of_section(const Section& s, const T* dy, const T* x, T* dx, T* dresidual,
                            const ForwardCoefficients<compute_t<T>>& f, const BackwardCoefficients<compute_t<T>>& b,
                            const Epilogue<T>& e) {
+  if (grad_input_bare(s, dy, x, dx, dresidual, f, b, e)) return;
   if (s.rows) {
     grad_input_act(RowTiles<T>(s), dy, x, dx, dresidual, f, b, e);
   } else {

@@ -127,7 +127,45 @@ class RunSums {
   f64 a_ = {}, b_ = {};
 };
 
-// ---- What is summed: d and d^2 for the moments, dy and dy * d for the gradients, d = x - centre ----
+// ---- What is summed: d and d^2 for the moments, g and g * d for the gradients, d = x - centre. g is dy, or dz of an
+// activation between: what a Gate makes of dy and d. Gates are made of a channel for all lanes, or from a column on.
+// ----
+
+struct NoGate {
+  template <class V>
+  FASTREG_HD V operator()(V dy, V) const {
+    return dy;
+  }
+};
+struct NoGates {
+  FASTREG_HD NoGate of_channel(int64_t) const { return {}; }
+  FASTREG_HD NoGate of_columns(int64_t) const { return {}; }
+};
+
+// z is computed as forward does.
+template <class S, class Act>
+struct ActGate {
+  vector_of<S> delta, scale, shift;
+  Act act;
+  FASTREG_HD vector_of<S> operator()(vector_of<S> dy, vector_of<S> d) const {
+    return act.gradient(dy, (d - delta) * scale + shift);
+  }
+};
+template <class S, class Act>
+struct ActGates {
+  const ForwardCoefficients<S>& f;
+  int64_t channels;
+  Act act;
+
+  FASTREG_HD ActGate<S, Act> of_channel(int64_t c) const {
+    return {broadcast(f.delta[c]), broadcast(f.scale[c]), broadcast(f.shift[c]), act};
+  }
+  // Rows may be taken together.
+  FASTREG_HD ActGate<S, Act> of_columns(int64_t column) const {
+    const int64_t c = column % channels;
+    return {load(f.delta + c), load(f.scale + c), load(f.shift + c), act};
+  }
+};
 
 template <class V>
 FASTREG_HD void add_moments(V x, V centre, V& sum, V& sum_of_squares) {
@@ -135,10 +173,11 @@ FASTREG_HD void add_moments(V x, V centre, V& sum, V& sum_of_squares) {
   sum += d;
   sum_of_squares += d * d;
 }
-template <class V>
-FASTREG_HD void add_grad_sums(V dy, V x, V mean, V& sum, V& sum_of_products) {
-  sum += dy;
-  sum_of_products += dy * (x - mean);
+template <class V, class Gate>
+FASTREG_HD void add_grad_sums(V dy, V x, V mean, const Gate& gate, V& sum, V& sum_of_products) {
+  const V d = x - mean, g = gate(dy, d);
+  sum += g;
+  sum_of_products += g * d;
 }
 
 // The elements of one step.
@@ -164,9 +203,9 @@ FASTREG_HD void add_run_moments(const T* x, int64_t count, int64_t ahead, double
   });
 }
 
-template <class S, class G, class T>
+template <class S, class G, class T, class Gate = NoGate>
 FASTREG_HD void add_run_grad_sums(const G* dy, int64_t dy_ahead, const T* x, int64_t x_ahead, int64_t count,
-                                  double mean, LaneSums<S>& s) {
+                                  double mean, LaneSums<S>& s, const Gate& gate = {}) {
   const auto m = broadcast(S(mean));
   int64_t i = 0;
   for (; i + kStep<S> <= count; i += kStep<S>) {
@@ -174,42 +213,40 @@ FASTREG_HD void add_run_grad_sums(const G* dy, int64_t dy_ahead, const T* x, int
     if (x_ahead) prefetch_step<S>(x + i + x_ahead);
     for (int k = 0; k < kParts; ++k) {
       const int64_t j = i + k * kLanes<S>;
-      add_grad_sums(load_as<S>(dy + j), load_as<S>(x + j), m, s.a[k], s.b[k]);
+      add_grad_sums(load_as<S>(dy + j), load_as<S>(x + j), m, gate, s.a[k], s.b[k]);
     }
   }
   if (dy_ahead) prefetch_last(dy + i + dy_ahead, count - i);
   if (x_ahead) prefetch_last(x + i + x_ahead, count - i);
   for_each_part<S>(count - i, [&](int k, int64_t rest) {
     const int64_t j = i + k * kLanes<S>;
-    add_grad_sums(load_as<S>(dy + j, rest, 0), load_as<S>(x + j, rest, mean), m, s.a[k], s.b[k]);
+    add_grad_sums(load_as<S>(dy + j, rest, 0), load_as<S>(x + j, rest, mean), m, gate, s.a[k], s.b[k]);
   });
 }
 
 template <class T>
 void moments_planes(const Section& section, const T* x, double centre, double* sums, Summation how) {
-  const int64_t ahead = prefetch_distance<T>(section.planes, 1);
   in_type<T>(how, [&](auto zero) {
     RunSums<decltype(zero)> s;
-    for (Runs run(section); run.advance();)
+    for (Runs<T> run(section); run.advance();)
       s.add(run.count, [&](int64_t i, int64_t count, auto& lanes) {
-        add_run_moments(x + run.offset + i, count, ahead, centre, lanes);
+        add_run_moments(x + run.offset + i, count, run.ahead, centre, lanes);
       });
     s.total(sums);
   });
 }
 
-template <class T>
-void grad_sums_planes(const Section& section, const T* dy, const T* x, double mean, double* sums, Summation how) {
-  const int64_t ahead = prefetch_distance<T>(section.planes, 1);
-  in_type<T>(how, [&](auto zero) {
-    RunSums<decltype(zero)> s;
-    for (Runs run(section); run.advance();)
-      s.add(run.count, [&](int64_t i, int64_t count, auto& lanes) {
-        const int64_t at = run.offset + i;
-        add_run_grad_sums(dy + at, ahead, x + at, ahead, count, mean, lanes);
-      });
-    s.total(sums);
-  });
+// gates: of sums in S.
+template <class S, class T, class Gates>
+void grad_sums_planes(const Section& section, const T* dy, const T* x, double mean, double* sums, const Gates& gates) {
+  const auto gate = gates.of_channel(section.channel);
+  RunSums<S> s;
+  for (Runs<T> run(section); run.advance();)
+    s.add(run.count, [&](int64_t i, int64_t count, auto& lanes) {
+      const int64_t at = run.offset + i;
+      add_run_grad_sums(dy + at, run.ahead, x + at, run.ahead, count, mean, lanes, gate);
+    });
+  s.total(sums);
 }
 
 // f(columns, whole) for each group of kStep columns; `whole` is a constant: whether x has all of them.
@@ -228,16 +265,17 @@ FASTREG_HD vector_of<S> load_column(const T* p, int64_t rest, Whole, vector_of<S
 }
 
 // Over some rows, `pitch` elements apart, of so many columns, of which the arrays hold padded ones: to the others 0 is
-// added. ahead: as above.
+// added. ahead: of the first column.
 template <class S, class T>
-FASTREG_HD void add_row_moments(const T* x, int64_t pitch, int64_t rows, int64_t columns, int64_t ahead,
+FASTREG_HD void add_row_moments(const T* x, int64_t pitch, int64_t rows, int64_t columns, AheadInRows ahead,
                                 const double* centre, double* sum, double* sum_of_squares) {
   for_each_step<S>(columns, [&](int64_t c, auto whole) {
     LaneSums<S> s;
     vector_of<S> m[kParts];
     for (int k = 0; k < kParts; ++k) m[k] = load_rounded<S>(centre + c + k * kLanes<S>);
+    const int64_t distance = c < ahead.end ? ahead.distance : 0;
     for (int64_t r = 0; r < rows; ++r) {
-      if (ahead) prefetch_step<S>(x + r * pitch + c + ahead);
+      if (distance) prefetch_step<S>(x + r * pitch + c + distance);
       for (int k = 0; k < kParts; ++k) {
         const int64_t column = c + k * kLanes<S>;
         add_moments(load_column<S>(x + r * pitch + column, columns - column, whole, m[k]), m[k], s.a[k], s.b[k]);
@@ -247,28 +285,33 @@ FASTREG_HD void add_row_moments(const T* x, int64_t pitch, int64_t rows, int64_t
   });
 }
 
-template <class S, class G, class T>
+template <class S, class G, class T, class Gates = NoGates>
 FASTREG_HD void add_row_grad_sums(const G* dy, int64_t dy_pitch, const T* x, int64_t x_pitch, int64_t rows,
-                                  int64_t columns, int64_t ahead, const double* mean, double* sum,
-                                  double* sum_of_products) {
+                                  int64_t columns, AheadInRows ahead, const double* mean, double* sum,
+                                  double* sum_of_products, const Gates& gates = {}, int64_t first = 0) {
   for_each_step<S>(columns, [&](int64_t c, auto whole) {
     LaneSums<S> s;
     vector_of<S> m[kParts];
+    decltype(gates.of_columns(0)) gate[kParts];
     for (int k = 0; k < kParts; ++k) m[k] = load_rounded<S>(mean + c + k * kLanes<S>);
+    for (int k = 0; k < kParts; ++k) gate[k] = gates.of_columns(first + c + k * kLanes<S>);
+    const int64_t distance = c < ahead.end ? ahead.distance : 0;
     for (int64_t r = 0; r < rows; ++r) {
-      if (ahead) prefetch_step<S>(dy + r * dy_pitch + c + ahead), prefetch_step<S>(x + r * x_pitch + c + ahead);
+      if (distance) {
+        prefetch_step<S>(dy + r * dy_pitch + c + distance);
+        prefetch_step<S>(x + r * x_pitch + c + distance);
+      }
       for (int k = 0; k < kParts; ++k) {
         const int64_t column = c + k * kLanes<S>, rest = columns - column;
         add_grad_sums(load_column<S>(dy + r * dy_pitch + column, rest, whole, vector_of<S>{}),
-                      load_column<S>(x + r * x_pitch + column, rest, whole, m[k]), m[k], s.a[k], s.b[k]);
+                      load_column<S>(x + r * x_pitch + column, rest, whole, m[k]), m[k], gate[k], s.a[k], s.b[k]);
       }
     }
     s.add_to(sum + c, sum_of_products + c);
   });
 }
 
-// A step's columns should not be cut short by the end of each row: so many rows are then taken as one.
-constexpr int64_t kMostColumns = 1024;
+// So many rows are taken as one.
 template <class S>
 int64_t rows_as_one(int64_t channels) {
   int64_t rows = 1;
@@ -276,14 +319,18 @@ int64_t rows_as_one(int64_t channels) {
   return rows * channels <= kMostColumns ? rows : 1;
 }
 
-// add(offset, pitch, rows, columns, centre, sum, other sum) for groups of a section's rows, from an element on.
-template <class S, class Add>
+// add(offset, pitch, rows, columns, ahead, centre, sum, other sum) for groups of a section's rows, from an element on.
+template <class S, class T, class Add>
 FASTREG_HD void sum_rows(const Section& s, const double* centre, double* sums, Add&& add) {
   const int64_t pitch = s.planes.channels, channels = s.together;
   double *const a = sums, *const b = sums + padded(channels);
   memset(sums, 0, size_t(2 * padded(channels)) * sizeof(double));
   centre += s.channel;
   const int64_t as_one = channels == pitch ? rows_as_one<S>(channels) : 1, columns = as_one * channels;
+  const int64_t elements = s.planes.samples * s.planes.size * pitch;
+  const auto ahead = [&](int64_t at, int64_t distance_of_rows, int64_t columns_of_row) {
+    return ahead_in_rows(elements - at, distance_of_rows, columns_of_row, kRowGroup, kStep<S>, kAheadInRows<T>);
+  };
   int64_t row = s.begin;
   if (as_one > 1) {
     double centres[kMostColumns], more[2][kMostColumns] = {};
@@ -291,7 +338,8 @@ FASTREG_HD void sum_rows(const Section& s, const double* centre, double* sums, A
     repeat(centres, channels, columns);
     for (int64_t rest; (rest = (s.end - row) / as_one) > 0;) {
       const int64_t rows = rest < kRowGroup ? rest : kRowGroup;
-      add(row * pitch, columns, rows, columns, centres, more[0], more[1]);
+      const int64_t at = row * pitch;
+      add(at, columns, rows, columns, ahead(at, columns, columns), centres, more[0], more[1]);
       row += rows * as_one;
     }
     for (int64_t c = 0; c < columns; c += channels)
@@ -299,7 +347,8 @@ FASTREG_HD void sum_rows(const Section& s, const double* centre, double* sums, A
   }
   for (; row < s.end; row += kRowGroup) {
     const int64_t rows = row + kRowGroup < s.end ? kRowGroup : s.end - row;
-    add(row * pitch + s.channel, pitch, rows, channels, centre, a, b);
+    const int64_t at = row * pitch + s.channel;
+    add(at, pitch, rows, channels, ahead(at, pitch, channels), centre, a, b);
   }
 }
 
@@ -307,23 +356,21 @@ template <class T>
 void moments_rows(const Section& section, const T* x, const double* centre, double* sums, Summation how) {
   in_type<T>(how, [&](auto zero) {
     using S = decltype(zero);
-    sum_rows<S>(section, centre, sums,
-                [&](int64_t at, int64_t pitch, int64_t rows, int64_t columns, const double* c, double* a, double* b) {
-                  add_row_moments<S>(x + at, pitch, rows, columns, prefetch_distance<T>(pitch), c, a, b);
-                });
+    sum_rows<S, T>(section, centre, sums,
+                   [&](int64_t at, int64_t pitch, int64_t rows, int64_t columns, AheadInRows ahead, const double* c,
+                       double* a, double* b) { add_row_moments<S>(x + at, pitch, rows, columns, ahead, c, a, b); });
   });
 }
 
-template <class T>
-void grad_sums_rows(const Section& section, const T* dy, const T* x, const double* mean, double* sums, Summation how) {
-  in_type<T>(how, [&](auto zero) {
-    using S = decltype(zero);
-    sum_rows<S>(section, mean, sums,
-                [&](int64_t at, int64_t pitch, int64_t rows, int64_t columns, const double* m, double* a, double* b) {
-                  add_row_grad_sums<S>(dy + at, pitch, x + at, pitch, rows, columns, prefetch_distance<T>(pitch), m, a,
-                                       b);
-                });
-  });
+template <class S, class T, class Gates>
+void grad_sums_rows(const Section& section, const T* dy, const T* x, const double* mean, double* sums,
+                    const Gates& gates) {
+  sum_rows<S, T>(section, mean, sums,
+                 [&](int64_t at, int64_t pitch, int64_t rows, int64_t columns, AheadInRows ahead, const double* m,
+                     double* a, double* b) {
+                   add_row_grad_sums<S>(dy + at, pitch, x + at, pitch, rows, columns, ahead, m, a, b, gates,
+                                        section.channel);
+                 });
 }
 
 }  // namespace fastreg::cpu::FASTREG_ISA

@@ -47,9 +47,9 @@ struct BackwardCoefficients {
   const C *centre, *delta, *scale, *mean_dy, *slope;
 };
 
-// Contiguous layout: [planes, channels, size]. Element e of a channel is element e mod size of plane e div size.
+// Contiguous layout: [samples, channels, size]. Element e of a channel is element e mod size of sample e div size.
 struct Planes {
-  int64_t channels, size;
+  int64_t samples, channels, size;
   bool cached;   // whether a pass before has left the channel's elements in the processor's cache
   bool grouped;  // whether it is the next channel's turn after some planes
 };

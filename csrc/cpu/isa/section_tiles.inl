@@ -41,21 +41,16 @@ class PlaneTiles {
  public:
   using Layout = InPlanes;
 
-  PlaneTiles(const Section& s, bool again)
-      : runs_(s),
-        ahead_(prefetch_distance<T>(s.planes, s.together)),
-        again_ahead_(again && s.planes.cached ? 0 : ahead_) {}
+  PlaneTiles(const Section& s, bool again) : runs_(s), is_cached_(again && s.planes.cached) {}
 
   // The next tile; false if there is none.
   bool operator()(Tile& tile) {
     tile.clear();
-    tile.ahead = ahead_;
-    tile.again_ahead = again_ahead_;
     while (runs_.count > 0 || runs_.advance()) {
       // A short run is not cut into two.
       if (tile.left() == 0 || (runs_.count > tile.left() && runs_.count <= kTile)) break;
       const int64_t count = runs_.count < tile.left() ? runs_.count : tile.left();
-      tile.add(runs_.offset, runs_.channel, count);
+      tile.add(runs_.offset, runs_.channel, count, runs_.ahead, is_cached_ ? 0 : runs_.ahead);
       runs_.offset += count;
       runs_.count -= count;
     }
@@ -63,8 +58,8 @@ class PlaneTiles {
   }
 
  private:
-  Runs runs_;
-  int64_t ahead_, again_ahead_;
+  Runs<T> runs_;
+  bool is_cached_;
 };
 
 // Sums in S over the tiles of a section of one channel.
@@ -77,14 +72,14 @@ class PlaneSums {
   void add_moments(const Tile& tile, Operand<U> x) {
     for (const Piece& p : tile)
       runs_.add(p.count, [&](int64_t i, int64_t count, LaneSums<S>& lanes) {
-        add_run_moments(x[p] + i, count, x.ahead(tile), centre_, lanes);
+        add_run_moments(x[p] + i, count, x.ahead(p), centre_, lanes);
       });
   }
   template <class C, class U>
   void add_grad_sums(const Tile& tile, const C* dy, Operand<U> x) {
     for (const Piece& p : tile)
       runs_.add(p.count, [&](int64_t i, int64_t count, LaneSums<S>& lanes) {
-        add_run_grad_sums(dy + p.at + i, 0, x[p] + i, x.ahead(tile), count, centre_, lanes);
+        add_run_grad_sums(dy + p.at + i, 0, x[p] + i, x.ahead(p), count, centre_, lanes);
       });
   }
   void finish() { runs_.total(sums_); }
@@ -131,6 +126,7 @@ class RowTiles {
         last_(row_ > s.planes.channels ? row_ : s.channel + s.together),
         at_(s.begin * s.planes.channels),
         end_(s.end * s.planes.channels),
+        elements_(s.planes.samples * s.planes.size * s.planes.channels),
         column_(first_) {}
 
   bool operator()(Tile& tile) {
@@ -147,16 +143,18 @@ class RowTiles {
       rows_ = most < rows ? most : rows;
     }
     tile.clear();
-    tile.ahead = tile.again_ahead = prefetch_distance<T>(row_);
-    for (int64_t r = 0; r < rows_; ++r) tile.add(at_ + r * row_ + column_, column_, columns_);
+    const AheadInRows found =
+        ahead_in_rows(elements_ - at_ - column_, row_, last - column_, rows_, kColumns, kAheadInRows<T>);
+    const int64_t ahead = found.end > 0 ? found.distance : 0;
+    for (int64_t r = 0; r < rows_; ++r) tile.add(at_ + r * row_ + column_, column_, columns_, ahead, ahead);
     return true;
   }
 
  private:
   static constexpr int64_t kColumns = 128;  // so that at least eight rows share one load and store of sums
 
-  int64_t row_, first_, last_;  // elements of a row; its columns
-  int64_t at_, end_;            // where the tile's rows begin; where the section ends
+  int64_t row_, first_, last_;   // elements of a row; its columns
+  int64_t at_, end_, elements_;  // where the tile's rows begin; where the section ends, and the tensor
   int64_t column_, columns_ = 0, rows_ = 0;
 };
 
@@ -181,12 +179,12 @@ class RowSums {
   template <class U>
   void add_moments(const Tile& tile, Operand<U> x) {
     const Piece& p = tile.pieces[0];
-    add_row_moments<S>(x[p], pitch(p, x), tile.number, p.count, 0, centre_ + p.position, a_.of(p), b_.of(p));
+    add_row_moments<S>(x[p], pitch(p, x), tile.number, p.count, {}, centre_ + p.position, a_.of(p), b_.of(p));
   }
   template <class C, class U>
   void add_grad_sums(const Tile& tile, const C* dy, Operand<U> x) {
     const Piece& p = tile.pieces[0];
-    add_row_grad_sums<S>(dy, piece_pitch(p.count), x[p], pitch(p, x), tile.number, p.count, 0, centre_ + p.position,
+    add_row_grad_sums<S>(dy, piece_pitch(p.count), x[p], pitch(p, x), tile.number, p.count, {}, centre_ + p.position,
                          a_.of(p), b_.of(p));
   }
   void finish() {

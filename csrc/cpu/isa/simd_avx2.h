@@ -10,6 +10,12 @@ constexpr int kF32 = 8, kF64 = 4;
 FASTREG_HD f32 broadcast(float x) { return _mm256_set1_ps(x); }
 FASTREG_HD f64 broadcast(double x) { return _mm256_set1_pd(x); }
 
+// Of two operands of which one is NaN these are the second.
+FASTREG_HD f32 at_most(f32 x, float high) { return _mm256_min_ps(broadcast(high), x); }
+FASTREG_HD f64 at_most(f64 x, double high) { return _mm256_min_pd(broadcast(high), x); }
+FASTREG_HD f32 at_least(f32 x, float low) { return _mm256_max_ps(broadcast(low), x); }
+FASTREG_HD f64 at_least(f64 x, double low) { return _mm256_max_pd(broadcast(low), x); }
+
 FASTREG_HD f32 load(const float* p) { return _mm256_loadu_ps(p); }
 FASTREG_HD f64 load(const double* p) { return _mm256_loadu_pd(p); }
 FASTREG_HD f32 load(const half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
@@ -49,6 +55,16 @@ FASTREG_HD f64 choose(uint32_t bits, f64 a, f64 b) {
 
 using f32_comparison = int32_t __attribute__((vector_size(32)));
 using f64_comparison = int64_t __attribute__((vector_size(32)));
+
+// v 2^n. 2^n alone may be out of range.
+FASTREG_HD __m256 power_of_two(__m256i n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+FASTREG_HD f32 scaled(f32 v, f32 n) {
+  const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+  return v * power_of_two(half) * power_of_two(_mm256_sub_epi32(whole, half));
+}
+
 FASTREG_HD uint32_t lane_bits(f32_comparison v) { return uint32_t(_mm256_movemask_ps(__m256(v))); }
 FASTREG_HD uint32_t lane_bits(f64_comparison v) { return uint32_t(_mm256_movemask_pd(__m256d(v))); }
 

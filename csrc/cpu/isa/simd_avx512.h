@@ -10,6 +10,12 @@ constexpr int kF32 = 16, kF64 = 8;
 FASTREG_HD f32 broadcast(float x) { return _mm512_set1_ps(x); }
 FASTREG_HD f64 broadcast(double x) { return _mm512_set1_pd(x); }
 
+// Of two operands of which one is NaN these are the second.
+FASTREG_HD f32 at_most(f32 x, float high) { return _mm512_min_ps(broadcast(high), x); }
+FASTREG_HD f64 at_most(f64 x, double high) { return _mm512_min_pd(broadcast(high), x); }
+FASTREG_HD f32 at_least(f32 x, float low) { return _mm512_max_ps(broadcast(low), x); }
+FASTREG_HD f64 at_least(f64 x, double low) { return _mm512_max_pd(broadcast(low), x); }
+
 FASTREG_HD f32 load(const float* p) { return _mm512_loadu_ps(p); }
 FASTREG_HD f64 load(const double* p) { return _mm512_loadu_pd(p); }
 FASTREG_HD f32 from_bits(__m256i bits, half) { return _mm512_cvtph_ps(bits); }
@@ -47,6 +53,10 @@ FASTREG_HD f64 choose(uint32_t bits, f64 a, f64 b) { return _mm512_mask_mov_pd(b
 
 using f32_comparison = int32_t __attribute__((vector_size(64)));
 using f64_comparison = int64_t __attribute__((vector_size(64)));
+
+// v 2^n, rounded once.
+FASTREG_HD f32 scaled(f32 v, f32 n) { return _mm512_scalef_ps(v, n); }
+
 FASTREG_HD uint32_t lane_bits(f32_comparison v) { return _mm512_movepi32_mask(__m512i(v)); }
 FASTREG_HD uint32_t lane_bits(f64_comparison v) { return _mm512_movepi64_mask(__m512i(v)); }
 

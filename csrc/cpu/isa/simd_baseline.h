@@ -11,6 +11,12 @@ constexpr int kF32 = 4, kF64 = 2;
 FASTREG_HD f32 broadcast(float x) { return f32{x, x, x, x}; }
 FASTREG_HD f64 broadcast(double x) { return f64{x, x}; }
 
+// The smaller and the larger of x and a number; NaN where x is.
+FASTREG_HD f32 at_most(f32 x, float high) { return x > high ? broadcast(high) : x; }
+FASTREG_HD f64 at_most(f64 x, double high) { return x > high ? broadcast(high) : x; }
+FASTREG_HD f32 at_least(f32 x, float low) { return x < low ? broadcast(low) : x; }
+FASTREG_HD f64 at_least(f64 x, double low) { return x < low ? broadcast(low) : x; }
+
 // kF32 elements (kF64 doubles) as compute type, from any address.
 FASTREG_HD f64 load(const double* p) {
   f64 v;
@@ -59,6 +65,13 @@ FASTREG_HD f64 choose(uint32_t bits, f64 a, f64 b) { return f64{bits & 1 ? a[0] 
 // Bit i is set where lane i of a comparison, which is 0 or -1, is true.
 using f32_comparison = int32_t __attribute__((vector_size(16)));
 using f64_comparison = int64_t __attribute__((vector_size(16)));
+
+// v 2^n, n being whole. 2^n alone may be out of range.
+FASTREG_HD f32 scaled(f32 v, f32 n) {
+  const f32_comparison whole = __builtin_convertvector(n, f32_comparison), half = whole >> 1;
+  return v * f32((half + 127) << 23) * f32((whole - half + 127) << 23);
+}
+
 FASTREG_HD uint32_t lane_bits(f32_comparison v) { return uint32_t((v[0] & 1) | (v[1] & 2) | (v[2] & 4) | (v[3] & 8)); }
 FASTREG_HD uint32_t lane_bits(f64_comparison v) { return uint32_t((v[0] & 1) | (v[1] & 2)); }
 

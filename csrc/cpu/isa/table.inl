@@ -15,6 +15,8 @@
 #include "cpu/isa/prelu.inl"
 
 #include "cpu/isa/act_dropout.inl"
+#include "cpu/isa/batch_norm_bare.inl"
+
 #include "cpu/isa/batch_norm_act.inl"
 
 namespace fastreg::cpu::FASTREG_ISA {

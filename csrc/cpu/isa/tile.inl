@@ -8,10 +8,12 @@ namespace fastreg::cpu::FASTREG_ISA {
 constexpr int kPieceStep = 16;  // pieces start at multiples of it within a tile: whole vectors
 
 // Elements that lie together: where in memory, where in the tile, and how many. position: where their coefficients
-// begin, the channel or the first column.
+// begin, the channel or the first column. ahead: how far from an element to prefetch, 0 for not at all; again_ahead:
+// the same where a pass before may have read the elements: x and dy.
 struct Piece {
   int64_t offset, position;
   int at, count;
+  int64_t ahead, again_ahead;
 };
 
 // From a piece of so many elements to the next.
@@ -20,13 +22,11 @@ FASTREG_HD int64_t piece_pitch(int64_t count) { return (count + kPieceStep - 1) 
 struct Tile {
   Piece pieces[kTile / kPieceStep];
   int number = 0, size = 0;  // of pieces; of the tile, what lies between pieces included
-  int64_t ahead = 0;         // how far from an element to prefetch, 0 for not at all
-  int64_t again_ahead = 0;   // the same where a pass before may have read the elements: x and dy
 
   FASTREG_HD void clear() { number = size = 0; }
   FASTREG_HD int64_t left() const { return kTile - size; }
-  FASTREG_HD void add(int64_t offset, int64_t position, int64_t count) {
-    pieces[number++] = {offset, position, size, int(count)};
+  FASTREG_HD void add(int64_t offset, int64_t position, int64_t count, int64_t ahead = 0, int64_t again_ahead = 0) {
+    pieces[number++] = {offset, position, size, int(count), ahead, again_ahead};
     size += int(piece_pitch(count));
   }
   FASTREG_HD const Piece* begin() const { return pieces; }
@@ -146,12 +146,12 @@ FASTREG_HD vector_of<C> dropped(vector_of<C> v, const Dropping<C>& drop, int64_t
 }
 
 template <class T>
-FASTREG_HD void prefetch_with(const Tile& tile, const T* p) {
-  if (tile.ahead) prefetch(p + tile.ahead);
+FASTREG_HD void prefetch_with(const Piece& piece, const T* p) {
+  if (piece.ahead) prefetch(p + piece.ahead);
 }
 template <class T>
-FASTREG_HD void prefetch_again(const Tile& tile, const T* p) {
-  if (tile.again_ahead) prefetch(p + tile.again_ahead);
+FASTREG_HD void prefetch_again(const Piece& piece, const T* p) {
+  if (piece.again_ahead) prefetch(p + piece.again_ahead);
 }
 
 // Elements of a tile, in memory or in a buffer.
@@ -160,9 +160,9 @@ struct Operand {
   const T* values;
   bool in_buffer;
   FASTREG_HD const T* operator[](const Piece& p) const { return values + (in_buffer ? p.at : p.offset); }
-  FASTREG_HD int64_t ahead(const Tile& tile) const { return in_buffer ? 0 : tile.again_ahead; }
-  FASTREG_HD void prefetch(const Tile& tile, const Piece& p, int i) const {
-    if (!in_buffer) prefetch_again(tile, values + p.offset + i);
+  FASTREG_HD int64_t ahead(const Piece& p) const { return in_buffer ? 0 : p.again_ahead; }
+  FASTREG_HD void prefetch(const Piece& p, int i) const {
+    if (!in_buffer) prefetch_again(p, values + p.offset + i);
   }
 };
 template <class T>
@@ -181,7 +181,7 @@ __attribute__((noinline)) void load_tile(const Tile& tile, const T* x, compute_t
   using C = compute_t<T>;
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      prefetch_again(tile, x + p.offset + i);
+      prefetch_again(p, x + p.offset + i);
       store(to + p.at + i, load_some(x + p.offset + i, whole, rest));
     });
 }
@@ -193,7 +193,7 @@ __attribute__((noinline)) void load_dropped(const Tile& tile, const T* x, comput
   using C = compute_t<T>;
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      prefetch_again(tile, x + p.offset + i);
+      prefetch_again(p, x + p.offset + i);
       store(to + p.at + i, dropped<C>(load_some(x + p.offset + i, whole, rest), drop, p.offset + i));
     });
 }
@@ -203,7 +203,7 @@ __attribute__((noinline)) void store_tile(const Tile& tile, const compute_t<T>* 
   using C = compute_t<T>;
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      prefetch_with(tile, y + p.offset + i);
+      prefetch_with(p, y + p.offset + i);
       store_some(y + p.offset + i, whole, rest, load(from + p.at + i));
     });
 }
@@ -215,7 +215,7 @@ __attribute__((noinline)) void store_dropped(const Tile& tile, const compute_t<T
   using C = compute_t<T>;
   for (const Piece& p : tile)
     for_each_vector<C>(p, [&](int i, auto whole, int rest) {
-      prefetch_with(tile, y + p.offset + i);
+      prefetch_with(p, y + p.offset + i);
       store_some(y + p.offset + i, whole, rest, dropped<C>(load(from + p.at + i), drop, p.offset + i));
     });
 }

@@ -13,34 +13,26 @@ FASTREG_HD f32 with_sign_of(f32 x, f32 sign) { return f32(i32(x) | (i32(sign) & 
 
 // x = n ln 2 + r with |r| <= ln 2 / 2, and expm1(r) = r + r^2 Q(r); the error of Q's five coefficients is 1.4e-8.
 struct ReducedExponential {
-  i32 n;
-  f32 expm1_r;
+  f32 n, expm1_r;
 
   FASTREG_HD explicit ReducedExponential(f32 x) {
     constexpr float kToInteger = 12582912.0f;  // 1.5 2^23: a sum with it has no digits after the point
-    const f32 shifted = x * 1.44269504f + kToInteger, whole = shifted - kToInteger;
-    n = i32(shifted) - bit_cast<int32_t>(kToInteger);
-    const f32 r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;  // n times the first of the two is exact
+    n = (x * 1.44269504f + kToInteger) - kToInteger;
+    const f32 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // n times the first of the two is exact
     const f32 q = (((1.38823956e-3f * r + 8.36718082e-3f) * r + 4.1667223e-2f) * r + 0.16666539f) * r + 0.49999997f;
     expm1_r = q * (r * r) + r;
   }
 };
 
-FASTREG_HD f32 power_of_two(i32 n) { return f32((n + 127) << 23); }
-
 FASTREG_HD f32 exponential(f32 x) {
-  x = x > 89.0f ? broadcast(89.0f) : x;      // infinity
-  x = x < -104.0f ? broadcast(-104.0f) : x;  // zero
-  const ReducedExponential e(x);
-  const i32 half = e.n >> 1;  // 2^n alone may be out of range
-  return (e.expm1_r + 1.0f) * power_of_two(half) * power_of_two(e.n - half);
+  const ReducedExponential e(at_least(at_most(x, 89.0f), -104.0f));  // infinity, zero
+  return scaled(e.expm1_r + 1.0f, e.n);
 }
 
 // expm1 of numbers that are not positive.
 FASTREG_HD f32 exponential_less_one(f32 x) {
-  const f32 limited = x < -20.0f ? broadcast(-20.0f) : x;  // -1
-  const ReducedExponential e(limited);
-  const f32 scale = power_of_two(e.n);
+  const ReducedExponential e(at_least(x, -20.0f));  // -1
+  const f32 scale = scaled(broadcast(1.0f), e.n);
   return x == 0.0f ? x : e.expm1_r * scale + (scale - 1.0f);
 }
 
@@ -54,10 +46,9 @@ struct Logistic {
   f32 value, complement;
 
   FASTREG_HD explicit Logistic(f32 x) {
-    const f32 t = magnitude(x), e = exponential(-t), larger = 1.0f / (e + 1.0f);
-    const f32 smaller = t < 1.0f ? 1.0f - larger : e * larger;
-    value = x < 0.0f ? smaller : larger;
-    complement = x < 0.0f ? larger : smaller;
+    const f32 e = exponential(-x);
+    value = 1.0f / (e + 1.0f);
+    complement = x < 1.0f ? 1.0f - value : e * value;
   }
 };
 

@@ -31,10 +31,8 @@ struct Workspace {
 struct WorkspaceSize {
   int64_t partial_bytes, tickets;
 };
-// element_bytes: sizeof(T); fused: whether with a SlopedEpilogue<T>. Enough for forward and backward; zero where
-// neither needs any.
-WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shape, const Device& device,
-                                   bool fused = false);
+// element_bytes: sizeof(T). Enough for forward and backward, with any epilogue; zero where none needs any.
+WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shape, const Device& device);
 
 struct RunningUpdate {
   ChannelValues mean, var;

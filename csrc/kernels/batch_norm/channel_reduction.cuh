@@ -28,48 +28,70 @@ __device__ __forceinline__ void reduce_columns(R (&r)[K], R* shared, int columns
   }
 }
 
-// A partial result in memory: what a split knows of a channel, less its count, which follows from the division.
+// A partial result in memory: what a split knows of a channel. The count of moments follows from the division.
 template <class A>
-struct TwoPairs {
-  Vector<A, 2> first, second;
+struct Four {
+  static constexpr int kPerAccess = 16 / int(sizeof(A));
+  Vector<A, kPerAccess> part[4 / kPerAccess];
+
+  __device__ __forceinline__ A& operator[](int i) { return part[i / kPerAccess].element[i % kPerAccess]; }
+  __device__ __forceinline__ A operator[](int i) const { return part[i / kPerAccess].element[i % kPerAccess]; }
 };
 template <class A>
-__device__ __forceinline__ void store(TwoPairs<A>* address, const TwoPairs<A>& pairs) {
-  store(&address->first, pairs.first);
-  store(&address->second, pairs.second);
+__device__ __forceinline__ Four<A> four(A a, A b, A c, A d) {
+  Four<A> f;
+  f[0] = a, f[1] = b, f[2] = c, f[3] = d;
+  return f;
 }
 template <class A>
-__device__ __forceinline__ TwoPairs<A> load_coherent(const TwoPairs<A>* address) {
-  return {load_coherent(&address->first), load_coherent(&address->second)};
+__device__ __forceinline__ void store(Four<A>* address, const Four<A>& value) {
+  for (int i = 0; i < 4 / Four<A>::kPerAccess; ++i) store(&address->part[i], value.part[i]);
+}
+template <class A>
+__device__ __forceinline__ Four<A> load_coherent(const Four<A>* address) {
+  Four<A> value;
+  for (int i = 0; i < 4 / Four<A>::kPerAccess; ++i) value.part[i] = load_coherent(&address->part[i]);
+  return value;
 }
 
 template <class A>
-__device__ __forceinline__ Vector<A, 2> pack(const Moments<A>& m) {
-  return {{m.mean, m.m2}};
+__device__ __forceinline__ Four<A> pack(const Moments<A>& m) {
+  return four(m.centre, m.delta, m.m2, m.unit);
 }
 template <class A>
 __device__ __forceinline__ Vector<A, 2> pack(const GradSums<A>& s) {
   return {{s.dy, s.dy_x}};
 }
 template <class A>
-__device__ __forceinline__ TwoPairs<A> pack(const SlopeSums<A>& s) {
-  return {{{s.dy, s.dy_x}}, {{s.slope, A(0)}}};
+__device__ __forceinline__ Four<A> pack(const SlopeSums<A>& s) {
+  return four(s.dy, s.dy_x, s.slope, A(0));
 }
 template <class A>
-__device__ __forceinline__ void unpack(const Vector<A, 2>& v, A count, Moments<A>& m) {
-  m = {count, v.element[0], v.element[1]};
+__device__ __forceinline__ void unpack(const Four<A>& v, A count, Moments<A>& m) {
+  m = {count, v[0], v[1], v[2], v[3]};
 }
 template <class A>
 __device__ __forceinline__ void unpack(const Vector<A, 2>& v, A, GradSums<A>& s) {
   s = {v.element[0], v.element[1]};
 }
 template <class A>
-__device__ __forceinline__ void unpack(const TwoPairs<A>& pairs, A, SlopeSums<A>& s) {
-  s = {{pairs.first.element[0], pairs.first.element[1]}, pairs.second.element[0]};
+__device__ __forceinline__ void unpack(const Four<A>& v, A, SlopeSums<A>& s) {
+  s = {{v[0], v[1]}, v[2]};
+}
+template <class R>
+using Packed = decltype(pack(R{}));
+
+constexpr int kSplitsTogether = 16;  // whose partial results one block merges
+
+// Counters that reduce_grid needs: for each group of channels one of each set of splits, and one of the sets.
+inline int64_t reduction_tickets(int64_t groups, int64_t splits) {
+  const int64_t sets = (splits + kSplitsTogether - 1) / kSplitsTogether;
+  return groups * (sets > 1 ? sets + 1 : 1);
 }
 
 // From each thread's r[k] to the channel's: true in the threads that then hold it, one for each channel, in the block
-// that finishes last.
+// that finishes last. Splits are merged by sets, each by the block that finishes last of it, and then the sets: no
+// block reads many partial results one after the other, and the order is the same whichever blocks these are.
 template <class A, int V, bool kRows, class R>
 __device__ __forceinline__ bool reduce_grid(R (&r)[Walk<V, kRows>::kChannels], const Walk<V, kRows>& walk,
                                             const Division& d, const Workspace& workspace) {
@@ -77,29 +99,47 @@ __device__ __forceinline__ bool reduce_grid(R (&r)[Walk<V, kRows>::kChannels], c
   FASTREG_DYNAMIC_SHARED(R, shared);
   const int row = int(threadIdx.x) / d.columns, rows = int(blockDim.x) / d.columns;
   const bool inside = walk.channel(0) < d.channels;
-  auto* partials = static_cast<decltype(pack(r[0]))*>(workspace.partials);
-
-  reduce_columns(r, shared, d.columns);
-  if (gridDim.y > 1) {
+  const auto at = [&](int split, int k) {
+    return static_cast<Packed<R>*>(workspace.partials) + int64_t(split) * d.channels + walk.channel(k);
+  };
+  const auto publish = [&](int split) {
     if (row == 0 && inside)
 #pragma unroll
-      for (int k = 0; k < K; ++k) store(partials + int64_t(blockIdx.y) * d.channels + walk.channel(k), pack(r[k]));
-    if (!is_last_block(workspace.tickets + blockIdx.x, gridDim.y)) return false;
-
+      for (int k = 0; k < K; ++k) store(at(split, k), pack(r[k]));
+  };
+  // From the results of `number` neighbours of `each` splits, kept at the first of these.
+  const auto collect = [&](int first, int number, int each) {
 #pragma unroll
     for (int k = 0; k < K; ++k) r[k] = R{};
     if (inside)
-      for (int64_t split = row; split < gridDim.y; split += rows) {
-        const int64_t vectors = d.length_of(split);
+#pragma unroll 1
+      for (int i = row; i < number; i += rows) {
+        const int split = first + i * each;
+        const A count = A(d.length_of(split, each) * (kRows ? 1 : V));
 #pragma unroll
         for (int k = 0; k < K; ++k) {
           R partial;
-          unpack(load_coherent(partials + split * d.channels + walk.channel(k)), A(kRows ? vectors : vectors * V),
-                 partial);
+          unpack(load_coherent(at(split, k)), count, partial);
           r[k] = merge(r[k], partial);
         }
       }
     reduce_columns(r, shared, d.columns);
+  };
+
+  reduce_columns(r, shared, d.columns);
+  const int splits = int(gridDim.y), sets = (splits + kSplitsTogether - 1) / kSplitsTogether;
+  if (splits > 1) {
+    unsigned* const tickets = workspace.tickets + int64_t(blockIdx.x) * (sets > 1 ? sets + 1 : 1);
+    const int set = int(blockIdx.y) / kSplitsTogether, first = set * kSplitsTogether;
+    const int in_set = splits - first < kSplitsTogether ? splits - first : kSplitsTogether;
+    publish(int(blockIdx.y));
+    if (!is_last_block(tickets + set, unsigned(in_set))) return false;
+    collect(first, in_set, 1);
+    if (sets > 1) {
+      publish(first);
+      if (!is_last_block(tickets + sets, unsigned(sets))) return false;
+      collect(0, sets, kSplitsTogether);
+    }
   }
   return row == 0 && inside;
 }

@@ -14,9 +14,10 @@ struct Division {
   int64_t split_length;   // how much of it one split takes
   int columns;            // threads side by side: vectors of neighbouring channels (rows), 1 (planes)
 
-  __host__ __device__ int64_t length_of(int64_t split) const {
-    const int64_t rest = length - split * split_length;
-    return rest < split_length ? rest : split_length;
+  // Of neighbouring splits together.
+  __host__ __device__ int64_t length_of(int64_t first, int64_t splits = 1) const {
+    const int64_t rest = length - first * split_length, most = splits * split_length;
+    return rest < most ? rest : most;
   }
 };
 
@@ -56,6 +57,8 @@ class Walk {
   }
 
   __device__ __forceinline__ int64_t channel(int k) const { return channel_ + k; }
+  // Whether element e of a vector is of channel k.
+  static __device__ __forceinline__ bool is_of(int k, int e) { return e % kChannels == k; }
   __device__ __forceinline__ int64_t left() const { return left_; }
   __device__ __forceinline__ int64_t offset() const { return offset_; }  // of the vector, in elements
 
@@ -72,12 +75,6 @@ class Walk {
         offset_ += carry_;
       }
     }
-  }
-
-  // The channels' centres: their first elements.
-  template <class T>
-  __device__ __forceinline__ const Vector<T, kChannels>* centres(const T* x) const {
-    return reinterpret_cast<const Vector<T, kChannels>*>(x + channel_ * (kRows ? 1 : plane_vectors_ * V));
   }
 
   // f(offsets) for the next `count` vectors (default: all that are left), kAtOnce at a time, then one at a time.

@@ -30,7 +30,9 @@ class Stages<T, NoEpilogue> {
  public:
   using A = compute_t<T>;
   using OutputStep = ForwardStep<A>;
-  using SumStep = Normalisation<A>;
+  struct SumStep {
+    A centre, inverse_unit, scale;
+  };
   using InputStep = BackwardStep<A>;
   using Totals = GradSums<A>;
   template <int V>
@@ -69,14 +71,16 @@ class Stages<T, NoEpilogue> {
   }
 
   __device__ __forceinline__ OutputStep output_step(const ForwardStep<A>& step, int64_t) const { return step; }
-  // scales: the step serves dx in evaluation, too. It needs no deviation, but the scale, in the same register.
-  __device__ __forceinline__ SumStep sum_step(Normalisation<A> n, int64_t c, const ChannelValues& weight,
+  // scales: the step serves dx in evaluation, too.
+  __device__ __forceinline__ SumStep sum_step(const Normalisation<A>& n, int64_t c, const ChannelValues& weight,
                                               bool scales) const {
-    if (scales) n.invstd = scale_of<T>(n, c, weight);
-    return n;
+    return {n.centre, inverse_unit(n.invstd), scales ? scale_of<T>(n, c, weight) : A(1)};
   }
-  static __device__ __forceinline__ A scale(const SumStep& step) { return step.invstd; }
-  __device__ __forceinline__ InputStep input_step(const BackwardStep<A>& step, int64_t) const { return step; }
+  static __device__ __forceinline__ A scale(const SumStep& step) { return step.scale; }
+  __device__ __forceinline__ InputStep input_step(const Normalisation<A>& n, const GradMeans<A>& means, int64_t c,
+                                                  const ChannelValues& weight) const {
+    return backward_step<T>(n, means, c, weight);
+  }
 
   static __device__ __forceinline__ Totals total(const GradSums<A>& sums, A) { return sums; }
   __device__ __forceinline__ void write_slope_gradient(const Totals&, int64_t) const {}
@@ -85,18 +89,9 @@ class Stages<T, NoEpilogue> {
 // ---- Fused ----
 
 // The argument of act before the residual is added: the same bits forward and backward, whatever the compiler fuses.
-#if defined(__CUDA_ARCH__)
-__device__ __forceinline__ float minus(float a, float b) { return __fsub_rn(a, b); }
-__device__ __forceinline__ double minus(double a, double b) { return __dsub_rn(a, b); }
-#else
-template <class A>
-A minus(A a, A b) {
-  return a - b;
-}
-#endif
 template <class A, class Step>
 __device__ __forceinline__ A affine(A value, const Step& s) {
-  return multiply_add(minus(minus(value, s.centre), s.delta), s.scale, s.shift);
+  return multiply_add(value - s.centre, s.scale, s.shift);
 }
 
 // E: Epilogue<T> or SlopedEpilogue<T>.
@@ -110,7 +105,9 @@ class Stages {
     A act_slope;
   };
   using OutputStep = std::conditional_t<kSloped, SlopedStep, ForwardStep<A>>;
-  using SumStep = OutputStep;
+  struct SumStep : OutputStep {
+    A inverse_unit;
+  };
   struct InputStep : BackwardStep<A> {
     A shift, act_slope;
   };
@@ -220,11 +217,12 @@ class Stages {
   }
   __device__ __forceinline__ SumStep sum_step(const Normalisation<A>& n, int64_t c, const ChannelValues& weight,
                                               bool) const {
-    return output_step(forward_step<T>(n, c, weight, e_.bias), c);
+    return {output_step(forward_step<T>(n, c, weight, e_.bias), c), inverse_unit(n.invstd)};
   }
   static __device__ __forceinline__ A scale(const SumStep& step) { return step.scale; }
-  __device__ __forceinline__ InputStep input_step(const BackwardStep<A>& step, int64_t c) const {
-    return {step, read_value_or<T>(e_.bias, c, A(0)), slope(c)};
+  __device__ __forceinline__ InputStep input_step(const Normalisation<A>& n, const GradMeans<A>& means, int64_t c,
+                                                  const ChannelValues& weight) const {
+    return {backward_step<T>(n, means, c, weight), forward_step<T>(n, c, weight, e_.bias).shift, slope(c)};
   }
 
   static __device__ __forceinline__ Totals total(const GradSums<A>& sums, A slope) { return {sums, slope}; }

@@ -7,7 +7,7 @@ WorkspaceSize grid_workspace(const BatchNormPlan& plan, const BatchNormShape& sh
   const int64_t groups = (shape.channels + plan.channels_per_block - 1) / plan.channels_per_block;
   // Where blocks share a group, a counter for each; for the last block one more.
   const int64_t tickets = cumulative ? groups + 1 : plan.splits > 1 ? groups : 0;
-  return {plan.splits * shape.channels * int64_t(sizeof(Vector<float, 2>)), tickets};
+  return {plan.splits * shape.channels * int64_t(sizeof(Packed<Moments<float>>)), tickets};
 }
 
 FASTREG_INSTANTIATE_GRID(float, NoEpilogue);

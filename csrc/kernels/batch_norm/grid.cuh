@@ -66,7 +66,7 @@ __device__ __forceinline__ void for_each_group(const GridDivision& d, Gather&& g
 }
 
 // What one block of a team does with others: publish, and collect.
-template <class T, int V, bool kRows>
+template <class T, int V, bool kRows, class E>
 struct Team {
   using A = compute_t<T>;
   using Channels = Walk<V, kRows>;
@@ -78,8 +78,9 @@ struct Team {
   int column = int(threadIdx.x) % d.of.columns;
   int width = d.of.columns * K;  // channels of a group
 
-  __device__ Vector<A, 2>* partial(int64_t of, int64_t channel) const {
-    return static_cast<Vector<A, 2>*>(workspace.partials) + of * d.of.channels + channel;
+  template <class R>
+  __device__ Packed<R>* partial(int64_t of, int64_t channel) const {
+    return static_cast<Packed<R>*>(workspace.partials) + of * d.of.channels + channel;
   }
 
   // This block's result for the group, from its threads' r.
@@ -88,7 +89,7 @@ struct Team {
     reduce_columns(r, shared, d.of.columns);
     if (int(threadIdx.x) < d.of.columns && walk.channel(0) < d.of.channels)
 #pragma unroll
-      for (int k = 0; k < K; ++k) store(partial(split, walk.channel(k)), pack(r[k]));
+      for (int k = 0; k < K; ++k) store(partial<R>(split, walk.channel(k)), pack(r[k]));
     if (d.splits > 1) {
       grid_arrive(workspace.tickets + group);
     } else {
@@ -106,12 +107,23 @@ struct Team {
     }
     const int64_t channel = group * width + int(threadIdx.x) % width;
     R total[1] = {};
-    if (channel < d.of.channels)
-      for (int of = int(threadIdx.x) / width; of < d.splits; of += int(blockDim.x) / width) {
-        R other;
-        unpack(load_coherent(partial(of, channel)), A(d.of.length_of(of) * (kRows ? 1 : V)), other);
-        total[0] = merge(total[0], other);
+    if (channel < d.of.channels) {
+      constexpr int kAhead = is_fused<E> ? 1 : 4;  // loads in flight, as far as there are registers
+      const int step = int(blockDim.x) / width;
+      for (int of = int(threadIdx.x) / width; of < d.splits; of += kAhead * step) {
+        Packed<R> others[kAhead];
+#pragma unroll
+        for (int u = 0; u < kAhead; ++u)
+          if (of + u * step < d.splits) others[u] = load_coherent(partial<R>(of + u * step, channel));
+#pragma unroll
+        for (int u = 0; u < kAhead; ++u) {
+          if (of + u * step >= d.splits) break;
+          R other;
+          unpack(others[u], A(d.of.length_of(of + u * step) * (kRows ? 1 : V)), other);
+          total[0] = merge(total[0], other);
+        }
       }
+    }
     reduce_columns(total, shared, width);
     return total[0];
   }
@@ -144,15 +156,13 @@ __global__ void __launch_bounds__(256, 2)
   using Channels = Walk<V, kRows>;
   constexpr int K = Channels::kChannels;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
-  const Team<T, V, kRows> team{d, workspace};
+  const Team<T, V, kRows, E> team{d, workspace};
   const GridScratch<Moments<A>, ForwardStep<A>> scratch(shared, K, team.width);
   const Stages<T, E> stages(epilogue);
   const A factor = running_factor<A>(running);
 
   const auto gather = [&](int64_t group, int buffer) {
     Channels walk(d.of, group, team.split);
-    Values<T, K> centre = {};
-    if (walk.channel(0) < d.of.channels) centre = stages.input(load(walk.centres(x)));
     Access* const slots = team.slots(scratch.kept, buffer, 1, 0);
     MomentSums<T, V> sums;
     struct Fetched {
@@ -173,7 +183,15 @@ __global__ void __launch_bounds__(256, 2)
           if (f.number < d.kept) store(slots + f.number * int(blockDim.x), f.x);
         });
     Moments<A> r[K];
-    sums.moments(centre, r);
+    const unsigned doubtful = sums.moments(r);
+    look_again(
+        r, doubtful,
+        [&](auto&& use) {
+          Channels(d.of, group, team.split + unknown_zero(doubtful)).template for_each<1>([&](const auto& at) {
+            use(stages.input(load(reinterpret_cast<const Access*>(x + at[0]))));
+          });
+        },
+        [](int k, int e) { return Channels::is_of(k, e); });
     team.publish(r, scratch.results, walk, group);
   };
 
@@ -181,8 +199,7 @@ __global__ void __launch_bounds__(256, 2)
     const Moments<A> total = team.collect(scratch.results, group);
     const int64_t c = group * team.width + int(threadIdx.x);
     if (int(threadIdx.x) < team.width && c < d.of.channels) {
-      const auto* const first = reinterpret_cast<const Vector<T, 1>*>(x + c * (kRows ? 1 : d.of.plane_vectors * V));
-      const Normalisation<A> n = normalisation_of(stages.input(load(first)).value[0], total, statistics.eps);
+      const Normalisation<A> n = normalisation_of(total, statistics.eps);
       if (team.split == 0) write_statistics<T>(n, total, d.of.channels, c, statistics, running, factor);
       scratch.steps[threadIdx.x] = forward_step<T>(n, c, weight, bias);
     }
@@ -227,7 +244,7 @@ __global__ void __launch_bounds__(256, 2)
   constexpr int K = Channels::kChannels;
   constexpr int kAtOnce = kTogether<E, (K > 4 ? kInFlight / 2 : kInFlight)>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
-  const Team<T, V, kRows> team{d, workspace};
+  const Team<T, V, kRows, E> team{d, workspace};
   const GridScratch<GradSums<A>, BackwardStep<A>> scratch(shared, K, team.width);
   const Stages<T, E> stages(epilogue);
   const A count = A(d.of.length * (kRows ? 1 : V));
@@ -283,9 +300,8 @@ __global__ void __launch_bounds__(256, 2)
     const int64_t c = group * team.width + int(threadIdx.x);
     if (int(threadIdx.x) < team.width && c < d.of.channels) {
       const Normalisation<A> n = read_statistics<T>(statistics, d.of.channels, c);
-      if (team.split == 0) write_gradients<T>(total, n.invstd, c, dweight, dbias);
-      scratch.steps[threadIdx.x] = {n.centre, n.delta, scale_of<T>(n, c, weight), total.dy / count,
-                                    slope_of(total, count, n.invstd)};
+      if (team.split == 0) write_gradients<T>(total, n, c, dweight, dbias);
+      scratch.steps[threadIdx.x] = backward_step<T>(n, means_of(total, count, n), c, weight);
     }
     BackwardStep<A> steps[K];
     team.read_steps(scratch.steps, steps);

@@ -17,7 +17,7 @@ FASTREG_HD constexpr int grid_vector(int element_bytes, bool rows, bool backward
 
 // A block's shared memory: results of half of its threads, one for each of a thread's channels; for each channel of the
 // group what the elementwise step needs; and the vectors that its threads keep.
-constexpr int64_t kGridResultBytes = 12, kGridStepBytes = 20;
+constexpr int64_t kGridResultBytes = 20, kGridStepBytes = 16;
 FASTREG_HD constexpr int64_t whole_vectors(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 FASTREG_HD constexpr int64_t grid_results_bytes(int threads, int channels_of_thread) {
   return whole_vectors(threads / 2 * channels_of_thread * kGridResultBytes);

@@ -2,8 +2,8 @@
 // moments.
 //
 // moments: [parts, 3 channels + 1] in the compute type: per part the rows centre, mean - centre and 1 / deviation, then
-// the number of values per channel. The deviation stands in for the sum of squared deviations, which overflows where
-// values do not. All arithmetic is in double, and in the order of the parts: every process gets the same bits.
+// the number of values per channel. The deviation stands in for the variance, which overflows where values do not. All
+// arithmetic is in double, and in the order of the parts: every process gets the same bits.
 #pragma once
 
 #include "kernels/batch_norm/moments.h"
@@ -19,17 +19,17 @@ struct MergedStatistics {
 template <class Value>
 FASTREG_HD MergedStatistics merged_statistics(int64_t parts, int64_t channels, int64_t c, double eps, Value&& value) {
   const int64_t pitch = 3 * channels + 1;
-  Centred<double> all = {};
+  Moments<double> all = {};
   for (int64_t part = 0; part < parts; ++part) {
     const double count = value(part * pitch + 3 * channels);
     if (count == 0) continue;
     const int64_t at = part * pitch + c;
     const double invstd = value(at + 2 * channels);
-    all = merge(all, Centred<double>{value(at), {count, value(at + channels), count / (invstd * invstd)}});
+    all = merge(all, Moments<double>{count, value(at), value(at + channels), count / (invstd * invstd), 1});
   }
-  const Moments<double>& m = all.moments;
-  return {all.centre,          m.mean, inverse_deviation(m.m2 / m.count, eps), m.count, all.centre + m.mean,
-          m.m2 / (m.count - 1)};
+  if (all.count == 0) all.m2 = all.unit = NAN;  // of nothing
+  return {
+      all.centre, all.delta, inverse_deviation(all, eps), all.count, all.centre + all.delta, unbiased_variance(all)};
 }
 
 }  // namespace fastreg

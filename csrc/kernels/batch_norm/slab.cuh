@@ -12,7 +12,7 @@
 // no barrier guards the tile. Where channels are grouped, the step is a multiple of the run: all vectors of a thread
 // lie across the same one or two channels.
 //
-// Numerics. fp32. Each partial result is centred on a value of its own, see Centred.
+// Numerics. fp32, as in streamed.cuh.
 //
 // Bytes per element, s = sizeof(T): forward 2 s, backward 3 s. With an epilogue the gradient of z takes dy's place in
 // the tile: what that depends on is read once.
@@ -129,7 +129,7 @@ __device__ __forceinline__ void for_each_item(const SlabDivision& d, Access* til
 
 // ---- Forward ----
 
-// Sums of a thread's elements, relative to the first value of each of its channels.
+// Sums of a thread's elements, relative to the first value of each of its channels, which are two at most.
 template <class T, int V, bool kGrouped>
 class SlabMoments {
  public:
@@ -150,7 +150,7 @@ class SlabMoments {
       : boundary_(walk.boundary()), count_(walk.count()) {}
 
   // Of its first and its next channel.
-  __device__ __forceinline__ void results(Centred<A> (&r)[2]) const {
+  __device__ __forceinline__ unsigned moments(Moments<A> (&r)[2]) const {
     A sum[2] = {}, squares[2] = {};
 #pragma unroll
     for (int e = 0; e < V; ++e) {
@@ -161,10 +161,18 @@ class SlabMoments {
       squares[1] += next ? squares_[e] : A(0);
     }
     r[0] = r[1] = {};
-    if (count_ == 0) return;
-    r[0] = {shift_[0], moments_from_sums(A(count_ * boundary_), sum[0], squares[0])};
-    if (boundary_ < V) r[1] = {shift_[V - 1], moments_from_sums(A(count_ * (V - boundary_)), sum[1], squares[1])};
+    if (count_ == 0) return 0;
+    unsigned doubtful = 0;
+    const auto result = [&](int i, int elements, A shift) {
+      const A count = A(count_ * elements);
+      r[i] = moments_from_sums(count, shift, sum[i], squares[i], A(1));
+      doubtful |= unsigned(is_doubtful(count, sum[i], squares[i])) << i;
+    };
+    result(0, boundary_, shift_[0]);
+    if (boundary_ < V) result(1, V - boundary_, shift_[V - 1]);
+    return doubtful;
   }
+  __device__ __forceinline__ bool is_of(int i, int e) const { return (i == 1) == (kGrouped && e >= boundary_); }
 
  private:
   __device__ __forceinline__ void add(const Values<T, V>& x) {
@@ -172,7 +180,7 @@ class SlabMoments {
     for (int e = 0; e < V; ++e) {
       const A difference = x.value[e] - shift_[kGrouped ? e : 0];
       sum_[e] += difference;
-      squares_[e] += difference * difference;
+      squares_[e] = multiply_add(difference, difference, squares_[e]);
     }
   }
 
@@ -189,7 +197,7 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
   using Walk = SlabWalk<V, kGrouped>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
   using Step = typename Stages<T, E>::OutputStep;
-  const SlabMemory<Centred<A>, Step> memory(shared, d, kGrouped);
+  const SlabMemory<Moments<A>, Step> memory(shared, d, kGrouped);
   const Stages<T, E> stages(epilogue);
   const A factor = running_factor<A>(running);
 
@@ -202,16 +210,22 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
   };
   for_each_item<V, kGrouped>(
       d, static_cast<Access*>(memory.tiles), 1, copy, [&](const Walk& walk, const Access* tile, int parity) {
-        Centred<A> own[2];
-        SlabMoments<T, V, kGrouped> moments(walk);
-        moments.template gather<is_fused<E>>(walk, tile, [&](const Access& v) { return stages.input(v); });
-        moments.results(own);
-        reduce_item(walk, own, memory.entries, memory.partials + parity * d.group, [&](int c, const Centred<A>& total) {
+        Moments<A> own[2];
+        SlabMoments<T, V, kGrouped> sums(walk);
+        sums.template gather<is_fused<E>>(walk, tile, [&](const Access& v) { return stages.input(v); });
+        const unsigned doubtful = sums.moments(own);
+        look_again(
+            own, doubtful,
+            [&](auto&& use) {
+              walk.template for_each_fetched<true>([](int64_t) { return 0; },
+                                                   [&](int, int place, int64_t) { use(stages.input(tile[place])); });
+            },
+            [&](int i, int e) { return sums.is_of(i, e); });
+        reduce_item(walk, own, memory.entries, memory.partials + parity * d.group, [&](int c, const Moments<A>& total) {
           const int64_t channel = walk.channel() + c;
-          const Normalisation<A> n = normalisation_of(total.centre, total.moments, statistics.eps);
+          const Normalisation<A> n = normalisation_of(total, statistics.eps);
           memory.steps[c] = stages.output_step(forward_step<T>(n, channel, weight, bias), channel);
-          if (cluster_rank() == 0)
-            write_statistics<T>(n, total.moments, d.channels, channel, statistics, running, factor);
+          if (cluster_rank() == 0) write_statistics<T>(n, total, d.channels, channel, statistics, running, factor);
         });
         const PerElement<V, kGrouped, Step> steps(walk, [&](int c) { return memory.steps[c]; });
         walk.template for_each_fetched<is_fused<E>>(
@@ -297,10 +311,9 @@ __global__ void __launch_bounds__(kSlabThreads, 1)
         reduce_item(walk, own, memory.entries, memory.partials + parity * d.group, [&](int c, const Totals& sums) {
           const int64_t channel = walk.channel() + c;
           const Normalisation<A> n = statistics_of(c);
-          memory.steps[c] = {n.centre, n.delta, scale_of<T>(n, channel, weight), sums.dy / count,
-                             slope_of(sums, count, n.invstd)};
+          memory.steps[c] = backward_step<T>(n, means_of(sums, count, n), channel, weight);
           if (cluster_rank() != 0) return;
-          write_gradients<T>(sums, n.invstd, channel, dweight, dbias);
+          write_gradients<T>(sums, n, channel, dweight, dbias);
           stages.write_slope_gradient(sums, channel);
         });
         if (dx == nullptr) return;

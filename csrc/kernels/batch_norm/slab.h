@@ -10,10 +10,11 @@ constexpr int kSlabRegisterThreads = 512;  // that the registers of a multiproce
 
 // Shared memory besides the tiles: `entries` results of threads or warps; per channel two partial results for the
 // cluster, and what the elementwise step needs.
-constexpr int64_t kSlabResultBytes = 16, kSlabStepBytes = 32;
+constexpr int64_t kSlabResultBytes = 20, kSlabStepBytes = 16;
 FASTREG_HD constexpr int64_t slab_entries(int threads, bool grouped) { return grouped ? 2 * threads : threads / 32; }
 FASTREG_HD constexpr int64_t slab_scratch_bytes(int threads, int channels, bool grouped) {
-  return kSlabResultBytes * (slab_entries(threads, grouped) + 2 * channels) + kSlabStepBytes * channels;
+  const int64_t bytes = kSlabResultBytes * (slab_entries(threads, grouped) + 2 * channels) + kSlabStepBytes * channels;
+  return (bytes + 15) / 16 * 16;
 }
 
 // Vectors of an item, in runs of `run_vectors` in a plane, that the blocks of a cluster do not divide: the runs of

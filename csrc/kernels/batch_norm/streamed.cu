@@ -3,16 +3,16 @@
 
 namespace fastreg {
 
-WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shape, const Device& device, bool fused) {
+WorkspaceSize batch_norm_workspace(int element_bytes, const BatchNormShape& shape, const Device& device) {
   // The most that any vector width asks for.
   WorkspaceSize size = {0, 0};
   for (const int vector : {1, streamed::kMostChannels, 16 / element_bytes}) {
     if (vector * element_bytes > 16 || (shape.rows ? shape.channels : shape.size) % vector != 0) continue;
     const streamed::Plan plan = streamed::plan_for(shape, vector, device);
     if (plan.grid.y == 1) continue;  // no channel is divided: there is nothing to hand over
-    const int64_t pair_bytes = (fused ? 4 : 2) * std::max(element_bytes, int(sizeof(float)));
-    size.partial_bytes = std::max(size.partial_bytes, int64_t(plan.grid.y) * shape.channels * pair_bytes);
-    size.tickets = std::max(size.tickets, int64_t(plan.grid.x));
+    const int64_t partial_bytes = 4 * std::max(element_bytes, int(sizeof(float)));
+    size.partial_bytes = std::max(size.partial_bytes, int64_t(plan.grid.y) * shape.channels * partial_bytes);
+    size.tickets = std::max(size.tickets, reduction_tickets(plan.grid.x, plan.grid.y));
   }
   return size;
 }

@@ -14,12 +14,12 @@
 // blockIdx.y is the split in both. V is 16 bytes' worth where that divides the channel's runs, else 1.
 //
 // Numerics. fp32 arithmetic for 16- and 32-bit types, fp64 for fp64. Each accumulator shifts by the first value that
-// it meets, so that sums of squares lose nothing to a large mean; results are merged by Chan's rule, with means kept
-// relative to the channel's centre, its first element.
+// it meets, so that sums of squares lose nothing to a large mean; where that value tells nothing of the others, or
+// their squares do not fit, the thread reads them again (see moments.h). Results are merged by Chan's rule.
 //
-// Bytes per element, s = sizeof(T): training forward 3 s (two reads, one write), backward 5 s (dy and x read twice, dx
-// written); evaluation 2 s, backward in one launch 3 s, without the parameters' gradients 2 s. With an epilogue, see
-// there, the last is 3 s, too.
+// Bytes per element, s = sizeof(T), of values that are read once for their sums: training forward 3 s (two reads, one
+// write), backward 5 s (dy and x read twice, dx written); evaluation 2 s, backward in one launch 3 s, without the
+// parameters' gradients 2 s. With an epilogue, see there, the last is 3 s, too.
 #pragma once
 
 #include "kernels/batch_norm/arithmetic.h"
@@ -39,7 +39,7 @@ constexpr int kStreamed = is_fused<E> ? kFused : kPlain;
 // ---- Forward ----
 
 template <class T, int V, bool kRows, class E>
-__global__ void __launch_bounds__(256, 2)
+__global__ void __launch_bounds__(256, is_fused<E> || V > (kRows ? 2 : 4) || sizeof(T) > 4 ? 2 : 3)
     batch_norm_moments_kernel(const T* x, Division d, ChannelStatistics statistics, RunningUpdate running,
                               Workspace workspace, E epilogue) {
   using A = compute_t<T>;
@@ -57,16 +57,22 @@ __global__ void __launch_bounds__(256, 2)
         sums.add(values);
       });
 
-  Values<T, K> centre = {};
-  if (walk.channel(0) < d.channels) centre = stages.input(load(walk.centres(x)));
   Moments<A> r[K];
-  sums.moments(centre, r);
+  const unsigned doubtful = sums.moments(r);
+  look_again(
+      r, doubtful,
+      [&](auto&& use) {
+        Walk<V, kRows>(d, blockIdx.x, blockIdx.y + unknown_zero(doubtful)).template for_each<1>([&](const auto& at) {
+          use(stages.input(load(reinterpret_cast<const Access*>(x + at[0]))));
+        });
+      },
+      [](int k, int e) { return Walk<V, kRows>::is_of(k, e); });
 
   if (!reduce_grid<A, V, kRows>(r, walk, d, workspace)) return;
   const A factor = running_factor<A>(running);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
-    const Normalisation<A> n = normalisation_of(centre.value[k], r[k], statistics.eps);
+    const Normalisation<A> n = normalisation_of(r[k], statistics.eps);
     write_statistics<T>(n, r[k], d.channels, walk.channel(k), statistics, running, factor);
   }
 }
@@ -117,7 +123,7 @@ __global__ void __launch_bounds__(256, kNormalizeBlocks<V, kRows, E>)
 // coefficients: [2, channels], mean of dy, and the slope with which dx depends on x - mean. dx, if not null: written
 // here, in evaluation. With an epilogue dy and x stand for the gradient of z and for pre_act(x).
 template <class T, int V, bool kRows, class E>
-__global__ void __launch_bounds__(256, V > 4 || is_fused<E> ? 2 : 3)
+__global__ void __launch_bounds__(256, is_fused<E> || V > (kRows ? 2 : 4) ? 2 : 3)
     batch_norm_grad_sums_kernel(const T* dy, const T* x, T* dx, Division d, ChannelValues weight,
                                 ChannelStatistics statistics, ChannelValues dweight, ChannelValues dbias,
                                 compute_t<T>* coefficients, Workspace workspace, E epilogue) {
@@ -140,7 +146,10 @@ __global__ void __launch_bounds__(256, V > 4 || is_fused<E> ? 2 : 3)
     typename Stages<T, E>::template Operands<V> operands;
     int64_t offset;
   };
-  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kInFlight, (V * sizeof(T) < 16 ? 3 : 2)>>(
+  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kInFlight,
+                                                        (V * sizeof(T) < 16 ? 3
+                                                         : V > 4            ? 1
+                                                                            : 2)>>(
       [&](int64_t offset) -> Fetched {
         return {load(reinterpret_cast<const Access*>(x + offset)), load(reinterpret_cast<const Access*>(dy + offset)),
                 stages.template backward_operands<V>(offset), offset};
@@ -164,10 +173,11 @@ __global__ void __launch_bounds__(256, V > 4 || is_fused<E> ? 2 : 3)
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int64_t c = walk.channel(k);
-    store(coefficients + c, r[k].dy / count);
-    const A invstd = read_statistics<T>(statistics, d.channels, c).invstd;
-    store(coefficients + d.channels + c, slope_of(r[k], count, invstd));
-    write_gradients<T>(r[k], invstd, c, dweight, dbias);
+    const Normalisation<A> n = read_statistics<T>(statistics, d.channels, c);
+    const GradMeans<A> means = means_of(r[k], count, n);
+    store(coefficients + c, means.dy);
+    store(coefficients + d.channels + c, means.slope);
+    write_gradients<T>(r[k], n, c, dweight, dbias);
     stages.write_slope_gradient(r[k], c);
   }
 }
@@ -192,10 +202,9 @@ __global__ void __launch_bounds__(256, is_fused<E> ? 2
   for (int k = 0; k < K; ++k) {
     const int64_t c = walk.channel(k);
     const Normalisation<A> n = read_statistics<T>(statistics, d.channels, c);
-    const BackwardStep<A> step = {n.centre, n.delta, scale_of<T>(n, c, weight),
-                                  training ? load(coefficients + c) : A(0),
-                                  training ? load(coefficients + d.channels + c) : A(0)};
-    steps[k] = stages.input_step(step, c);
+    GradMeans<A> means = {};
+    if (training) means = {load(coefficients + c), load(coefficients + d.channels + c)};
+    steps[k] = stages.input_step(n, means, c, weight);
   }
   struct Fetched {
     Access x, dy;

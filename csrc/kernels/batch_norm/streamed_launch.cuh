@@ -11,7 +11,7 @@ namespace streamed {
 
 constexpr int kWidestColumns = 32;  // threads side by side: 512 bytes of a row
 constexpr int kBlocksPerProcessor = 8;
-constexpr int64_t kMostSplits = 1024;
+constexpr int64_t kMostSplits = 512;
 constexpr int64_t kLeastVectors = 8;  // that a thread should get, before a channel is divided among more blocks
 
 struct Plan {

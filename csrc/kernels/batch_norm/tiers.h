@@ -37,7 +37,7 @@ inline WorkspaceSize batch_norm_workspace(const BatchNormPlan& plan, const Batch
   const bool counts = running != nullptr && running->cumulative && running->num_batches_tracked != nullptr;
   if (is_slab(plan)) return {0, counts ? 1 : 0};
   if (is_grid(plan)) return grid_workspace(plan, problem.shape, counts);
-  return batch_norm_workspace(problem.element_bytes, problem.shape, device, problem.fused);
+  return batch_norm_workspace(problem.element_bytes, problem.shape, device);
 }
 
 template <class T, class E = NoEpilogue>

@@ -91,9 +91,40 @@ cudaError_t with_native(const LaunchConfig& config, Kernel* kernel, F&& f) {
 }
 }  // namespace detail
 
+namespace detail {
+// Whether the blocks that have to be resident together can be, without a launch.
+template <class Kernel>
+cudaError_t residency(const LaunchConfig& config, const cudaLaunchConfig_t& native, Kernel* kernel) {
+  if (config.cluster > 1) {
+    int clusters = 0;
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &native);
+    if (error != cudaSuccess) return error;
+    if (clusters == 0) return cudaErrorInvalidClusterSize;
+  }
+  if (config.cooperative) {
+    int device = 0, multiprocessors = 0, blocks = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess)
+      error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, int(config.block.x), config.shared_bytes);
+    if (error != cudaSuccess) return error;
+    if (int64_t(blocks) * multiprocessors < int64_t(config.grid.x)) return cudaErrorCooperativeLaunchTooLarge;
+  }
+  return cudaSuccess;
+}
+}  // namespace detail
+
+// A launch that the device refuses would spoil the graph that is being captured: there it is asked before.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(const LaunchConfig& config, void (*kernel)(Parameters...), Arguments... arguments) {
   return detail::with_native(config, kernel, [&](const cudaLaunchConfig_t& native) {
+    if (config.cooperative || config.cluster > 1) {
+      cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+      cudaError_t error = cudaStreamIsCapturing(config.stream, &capture);
+      if (error == cudaSuccess && capture != cudaStreamCaptureStatusNone)
+        error = detail::residency(config, native, kernel);
+      if (error != cudaSuccess) return error;
+    }
     return cudaLaunchKernelEx(&native, kernel, Parameters(arguments)...);
   });
 }

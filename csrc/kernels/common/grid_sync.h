@@ -21,14 +21,18 @@ __device__ __forceinline__ unsigned take_ticket(unsigned* counter, unsigned incr
   return before;
 }
 
-// Return once the counter has reached the value.
+// Return once the counter has reached the value. That takes microseconds: who waits for most of a minute waits for
+// ever, and ends the launch with an error.
 __device__ __forceinline__ void wait_at_least(const unsigned* counter, unsigned value) {
-  unsigned seen;
+  constexpr unsigned kMostTurns = 100'000'000;
+  unsigned seen, turn = 0;
   for (;;) {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-    if (seen >= value) return;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    if (seen >= value) break;
+    if (++turn == kMostTurns) __trap();
     __nanosleep(20);
   }
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");  // once, where each acquiring load would be one
 }
 
 // Programmatic dependent launch (LaunchConfig::overlap_previous). Return once the previous kernel of the stream is

@@ -1,6 +1,7 @@
 // What lets one source serve nvcc (device and host) and a plain C++ compiler (CPU backend, tests).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -21,5 +22,9 @@ FASTREG_HD To bit_cast(From from) {
   memcpy(&to, &from, sizeof(To));
   return to;
 }
+
+// a * b + c, rounded once, whatever the compiler makes of sums and products.
+FASTREG_HD float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+FASTREG_HD double multiply_add(double a, double b, double c) { return std::fma(a, b, c); }
 
 }  // namespace fastreg

@@ -34,9 +34,6 @@ struct Transform {
   explicit Transform(const DropTransform& t) : scale(C(t.scale)), shift(C(t.shift)), fill(C(t.fill)) {}
 };
 
-__device__ __forceinline__ float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-__device__ __forceinline__ double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
-
 // v with the elements transformed that keep(e) says to keep, and the filling for the others.
 template <class T, int V, class Keep>
 __device__ __forceinline__ Vector<T, V> dropped(const Vector<T, V>& v, const Transform<compute_t<T>>& transform,

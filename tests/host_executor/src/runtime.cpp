@@ -191,10 +191,15 @@ std::string Result::message() const {
   return text;
 }
 
+int refused_launches = 0;
+
 cudaError_t launch(const Launch& launch) {
   const std::lock_guard<std::recursive_mutex> lock(execution());
   const cudaError_t error = refusal(launch);
-  if (error != cudaSuccess) return remember(error);
+  if (error != cudaSuccess) {
+    ++refused_launches;
+    return remember(error);
+  }
   return submit([&] { enqueue(launch); });
 }
 
