@@ -12,7 +12,7 @@ PIP_ARGS ?=
 ARGS ?=
 JOBS ?= $(or $(MAX_JOBS),$(shell nproc 2>/dev/null || echo 2))
 
-BUILD_REQUIRES := "setuptools>=64" wheel pybind11 ninja cmake
+BUILD_REQUIRES := "setuptools>=77" wheel pybind11 ninja cmake
 export FASTREG_EXPECT ?= cpu
 export FASTREG_REQUIRE_EXT ?= 1
 
@@ -26,7 +26,7 @@ BUILD = $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help bench data test test-full py-test kernel-test cpp-test gpu-check gpu-bundle lint build clean
+.PHONY: help bench data test test-full py-test kernel-test cpp-test gpu-check gpu-bundle lint docs dist build clean
 
 help:
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s'|'
@@ -63,11 +63,12 @@ build: $(call stamp,test)  ## compile and install fastreg, editable
 # Of the project's own files. The order of csrc's layers is told in csrc/ops.cpp.
 includes_only = ! grep -rnE '^ *\# *include +"' csrc/$(1) | grep -vE 'include +"($(2))/'
 
-lint: .venv-lint/.installed  ## ruff, clang-format, the order of imports and includes, and no torch header near the kernels
+lint: .venv-lint/.installed $(call stamp,torch)  ## ruff, clang-format, types, the order of imports and includes, and no torch header near the kernels
 	.venv-lint/bin/ruff check .
 	.venv-lint/bin/ruff format --check .
 	find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl' \
 	  | xargs .venv-lint/bin/clang-format --dry-run -Werror
+	.venv-lint/bin/basedpyright --pythonpath "$$($(PY) -c 'import sys; print(sys.executable)')"
 	.venv-lint/bin/python -m tests.build.import_order
 	! grep -rnE '# *include *[<"](torch|ATen|c10|pybind11|Python)\b' csrc/kernels csrc/cpu/isa
 	$(call includes_only,kernels/common,kernels/common|host_executor)
@@ -85,6 +86,20 @@ gpu-check: $(call stamp,test) $(call stamp,bench)  ## all that needs a GPU, in o
 # For a machine that has this Python and torch, e.g. PYTHON=python3.12 VENV=.venv-gpu TORCH=torch==2.11.0
 gpu-bundle: $(call stamp,torch)  ## what gpu-check would compile, compiled ahead for one GPU (ARGS="--capability 9.0")
 	$(PY) -m tests.gpu_check.bundle --jobs $(JOBS) $(ARGS)
+
+docs: $(call stamp,docs)  ## the manual, into build/docs; warnings are errors
+	$(BUILD)
+	$(PY) -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+
+# The wheel is made of what is in the source distribution, and tried out of reach of the source folder.
+dist: $(call stamp,torch)  ## a source distribution and a wheel, into dist, and a try of the wheel elsewhere
+	rm -rf dist build/dist && mkdir -p dist build/dist/source build/dist/elsewhere
+	$(PY) -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
+	tar -xzf dist/fastreg-*.tar.gz -C build/dist/source --strip-components 1
+	$(PY) -m pip wheel $(PIP_ARGS) --no-deps --no-build-isolation -w dist build/dist/source
+	$(PY) -m pip install $(PIP_ARGS) --no-deps --target build/dist/elsewhere dist/fastreg-*.whl
+	cd build/dist/elsewhere && PYTHONPATH=. $(abspath $(PY)) $(abspath tests/build/smoke.py) && \
+	  PYTHONPATH=. $(abspath $(PY)) -m fastreg
 
 clean:  ## remove what was built; the environments stay
 	rm -rf build dist *.egg-info fastreg/*.so

@@ -176,7 +176,7 @@ def build():
     except ImportError as error:
         fail(
             f"{error}. fastreg is compiled against the torch that is installed, which pip's build isolation hides. "
-            f"Install torch, then:  pip install {BUILD_REQUIRES}  and  {INSTALL} ."
+            f"Install torch, then:  pip install {BUILD_REQUIRES}  and  {INSTALL} .  (docs/building.md)"
         )
     if missing := missing_compiler(os.environ):
         if os.environ.get("FASTREG_REQUIRE_EXT") == "1" or os.environ.get("FASTREG_CUDA") == "1":

@@ -1,5 +1,5 @@
-"""`python -m bench.readme`: write the README's results from the committed files. With --check, only tell whether they
-are what it says (status 1 where they are not)."""
+"""`python -m bench.readme`: write the results in README and manual from the committed files. With --check, only tell
+whether they are what the pages say (status 1 where they are not)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import part, results
@@ -97,6 +97,37 @@ def _peers(rows: list[dict]) -> list[str]:
 def _ratio(ratios: dict, op: str, mode: str, label: str) -> str:
     found = ratios.get((op, mode, label))
     return significant(found[1], 2) if found else ""
+
+
+# The tensors of the headline, by operator.
+HEADLINE = {
+    "dropout": ["1048576 fp32", "16777216 fp32"],
+    "batch_norm": ["32x100 fp32", "32x64x56x56 fp32", "64x64x56x56 fp32 channels-last"],
+    "batch_norm_add_relu": ["32x64x56x56 fp32"],
+    "batch_norm_relu_dropout": ["1024x256 fp32", "32x64x56x56 fp32"],
+}
+
+
+def headline(root: Path, folder: Path) -> list[str]:
+    """A few lines of the timings' table."""
+    document = results.read_document(results.latest(root / folder, "timings"))
+    rows = document["rows"]
+    ratios = best_ratios(rows)
+    labels = {(op, " ".join(label.split())): label for op, _, label in ratios}
+    table = [
+        [
+            f"{op.replace('_', ' ')} {short}",
+            *(_ratio(ratios, op, mode, labels[op, short]) for mode in ("forward", "both")),
+        ]
+        for op, chosen in HEADLINE.items()
+        for short in chosen
+        if (op, short) in labels
+    ]
+    return [
+        f"{_where(document, rows)}. Times the speed of PyTorch's fastest eager mode, above 1 is faster. More, with "
+        f"training steps of whole networks: [benchmarks](docs/benchmarks.md).",
+        _markdown(["", "forward", "forward + backward"], table),
+    ]
 
 
 def end_to_end(root: Path, folder: Path) -> list[str]:
@@ -249,6 +280,7 @@ def _images(root: Path, folder: Path, charts: dict[str, str]) -> list[str]:
 
 # By section: what makes its blocks, and the files of which it needs one.
 SECTIONS: dict[str, list[tuple[Callable[[Path, Path], list[str]], list[str]]]] = {
+    "headline": [(headline, ["timings.json"])],
     "timings": [
         (timings, ["timings.json", "timings.partial.json", "short.json", "short.partial.json"]),
         (end_to_end, ["end-to-end.json", "end-to-end.partial.json"]),
@@ -259,26 +291,32 @@ SECTIONS: dict[str, list[tuple[Callable[[Path, Path], list[str]], list[str]]]] =
 }
 
 
-def write(text: str, root: Path) -> str:
-    """The README with its sections as the files under `root` say.
+# Where each stands.
+PAGES = {"README.md": ["headline"], "docs/benchmarks.md": ["timings"], "docs/experiments.md": ["training"]}
+
+
+def write(text: str, root: Path, sections: Sequence[str], up: str = "") -> str:
+    """A page with these sections as the files under `root` say. up: the way to `root` from the page's folder.
 
     Raises:
         ValueError: a section's markers are not in the text, once and in order.
     """
     folders = sorted(path.relative_to(root) for path in (root / RESULTS).iterdir() if path.is_dir())
-    for name, makers in SECTIONS.items():
+    for name in sections:
         begin, end = BEGIN.format(name), END.format(name)
         if len(re.findall(f"{re.escape(begin)}.*?{re.escape(end)}", text, re.DOTALL)) != 1:
-            raise ValueError(f"README.md must have a section between {begin} and {end}")
+            raise ValueError(f"the page must have a section between {begin} and {end}")
         blocks = [
             block
             for folder in folders
-            for make, files in makers
+            for make, files in SECTIONS[name]
             if any((root / folder / file).exists() for file in files)
             for block in _wrapped(make(root, folder))
         ]
         before, after = text.split(begin)[0], text.split(end)[1]
-        text = "\n\n".join([before + begin, *blocks, end + after])
+        text = "\n\n".join(
+            [before + begin, *(block.replace(f"]({RESULTS}/", f"]({up}{RESULTS}/") for block in blocks), end + after]
+        )
     return text
 
 
@@ -287,15 +325,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(argv).check
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = write(before, ROOT)
-    if check and before != after:
-        print("README.md does not say what the files say: run python -m bench.readme", file=sys.stderr)
-        return 1
-    if not check:
-        results.replace_file(path, after)
-    return 0
+    status = 0
+    for page, sections in PAGES.items():
+        path = ROOT / page
+        before = path.read_text()
+        after = write(before, ROOT, sections, up="../" * page.count("/"))
+        if check and before != after:
+            print(f"{page} does not say what the files say: run python -m bench.readme", file=sys.stderr)
+            status = 1
+        if not check:
+            results.replace_file(path, after)
+    return status
 
 
 if __name__ == "__main__":

@@ -44,6 +44,18 @@ def advice(info, problem, torch_cuda, gpus):
     ]
 
 
+def next_steps(backends):
+    """What to do now, a command or call and what it does."""
+    if not backends:
+        return {"docs/building.md": "the page of the manual that has each message with its remedy"}
+    return {
+        "python -m fastreg explain torchvision.models:resnet50": "what fastreg.convert does to a model",
+        "fastreg.convert(model)": "does it, in place; fastreg.revert(model) undoes it",
+        "python -m fastreg run train.py": "a program as it is, with fastreg's dropout and batch norm",
+        "fastreg.nn, fastreg.functional": "layers and functions with the names of torch's",
+    }
+
+
 def report(info, problem, gpus):
     """The lines to print."""
     rows = {
@@ -59,7 +71,8 @@ def report(info, problem, gpus):
         "architectures": info.get("cuda_architectures"),
     }
     lines = [f"{name:<16} {value}" for name, value in rows.items() if value]
-    return lines + [f"\n! {sentence}" for sentence in advice(info, problem, torch.version.cuda, gpus)]
+    lines += [f"\n! {sentence}" for sentence in advice(info, problem, torch.version.cuda, gpus)]
+    return lines + ["\nNext:", *(f"    {step:<55} {what}" for step, what in next_steps(info["backends"]).items())]
 
 
 def main(arguments):

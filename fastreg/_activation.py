@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Activation(NamedTuple):
-    """An activation and the value of its parameter, where it has one: ``Activation("leaky_relu", 0.2)``."""
+    """An activation by its name, and the value of its parameter where it has one: ``Activation("leaky_relu", 0.2)``."""
 
     name: str
     parameter: float | None = None
@@ -28,7 +28,7 @@ class Entry:
     weighted: whether a slope is learned.
     """
 
-    apply: Callable[[Tensor, float | None, Tensor | None], Tensor]
+    apply: Callable[[Tensor, Any, Any], Tensor]
     module: type[nn.Module]
     functions: tuple[Callable, ...]
     inplace: tuple[Callable, ...] = ()
@@ -90,7 +90,7 @@ for _name, _entry in TABLE.items():
         OF_METHOD.setdefault(_method, []).append(_name)
 
 
-def parse(operation: str, argument: str, act) -> Activation:
+def parse(operation: str, argument: str, act: Any) -> Activation:
     """The activation that an argument of an operation names: a name, an :class:`Activation`, or a pair like one."""
     name, parameter = act if isinstance(act, tuple) and len(act) == 2 else (act, None)
     named = NAMED.get(name) if isinstance(name, str) else None
@@ -98,9 +98,9 @@ def parse(operation: str, argument: str, act) -> Activation:
         raise ValueError(f"{operation}: {argument} must be one of {', '.join(TABLE)}, got {act!r}")
     if parameter is None:
         return named
-    if TABLE[name].parameter is None:
+    if TABLE[named.name].parameter is None:
         raise ValueError(f"{operation}: {argument} must be without a parameter where it is {name}, got {parameter}")
-    return Activation(name, parameter)
+    return Activation(named.name, parameter)
 
 
 def check_weight(operation: str, argument: str, activation: Activation, weight: Tensor | None, input: Tensor) -> None:
@@ -136,24 +136,41 @@ def of_module(module: nn.Module) -> tuple[Activation, Tensor | None] | None:
     names = OF_MODULE.get(type(module))
     if names is None:
         return None
+    settings: Any = module  # of one of those types
     # To ask a module for a setting that it has not takes as long as a small layer.
-    if (name := names[0] if len(names) == 1 else name_among(names, module.approximate)) is None:
+    if (name := names[0] if len(names) == 1 else name_among(names, settings.approximate)) is None:
         return None
     entry = TABLE[name]
     activation = NAMED[name] if entry.parameter is None else Activation(name, getattr(module, entry.parameter))
-    return activation, module.weight if entry.weighted else None
+    return activation, settings.weight if entry.weighted else None
 
 
-def to_module(operation: str, argument: str, act) -> nn.Module:
+def of_child(parent: nn.Module, name: str) -> tuple[Activation, Tensor | None]:
+    """:func:`of_module` of a parent's child, past the search through the parent.
+
+    Raises:
+        ValueError: another module has been put in its place.
+    """
+    child = parent._modules[name]
+    found = None if child is None else of_module(child)
+    if found is None:
+        raise ValueError(f"{type(parent).__name__}: {name} must be one of {_modules()}, got {type(child).__name__}")
+    return found
+
+
+def _modules() -> str:
+    return ", ".join(dict.fromkeys(entry.module.__name__ for entry in TABLE.values()))
+
+
+def to_module(operation: str, argument: str, act: Any) -> nn.Module:
     """A module that computes an activation: of a name, an :class:`Activation`, None (identity), or a module."""
     if isinstance(act, nn.Module):
         if of_module(act) is None:
-            known = ", ".join(dict.fromkeys(entry.module.__name__ for entry in TABLE.values()))
-            raise ValueError(f"{operation}: {argument} must be one of {known}, got {type(act).__name__}")
+            raise ValueError(f"{operation}: {argument} must be one of {_modules()}, got {type(act).__name__}")
         return act
     name, parameter = parse(operation, argument, "identity" if act is None else act)
     entry = TABLE[name]
-    settings = {} if entry.parameter is None else {entry.parameter: parameter}
+    settings: dict[str, Any] = {} if entry.parameter is None else {entry.parameter: parameter}
     if entry.approximate is not None:
         settings["approximate"] = entry.approximate
     return entry.module(**settings)

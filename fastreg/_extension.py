@@ -13,6 +13,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,7 +94,7 @@ def available(device_type: str) -> bool:
     return device_type in _info["backends"]
 
 
-def build_info() -> dict:
+def build_info() -> dict[str, Any]:
     """How the extension was built.
 
     Returns:

@@ -1,5 +1,7 @@
 """How the CUDA kernels would normalise a tensor."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def explain(
     residual: bool = False,
     device_limits: int | None = None,
     tier: str | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """The plan of the CUDA kernels for a batch norm of a tensor. Nothing is computed, and no GPU is needed.
 
     Args:

@@ -1,5 +1,8 @@
 """Programs that need no fastreg to run."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -50,7 +53,7 @@ def _act_dropout(input, bias, act, act_parameter, p, rng_state, residual, dims, 
     return output if residual is None else output + residual
 
 
-def export_decompositions() -> dict:
+def export_decompositions() -> dict[Any, Callable[..., Any]]:
     """What fastreg's operators are in torch's, for programs that are to run where there is no fastreg.
 
     For ``torch.export.ExportedProgram.run_decompositions``, and so for ``torch.onnx.export`` of the result. All

@@ -41,7 +41,7 @@ class _Patch:
             unpatch_torch()
 
 
-def patch_torch():
+def patch_torch() -> _Patch:
     """Let torch's own dropout and batch norm compute with fastreg, wherever a program calls them.
 
     Functions of ``torch.nn.functional``, modules of ``torch.nn``, dropout within ``nn.LSTM`` and other recurrent

@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ def draw_rng_state(device: torch.device | str = "cpu") -> Tensor:
 
     Returns:
         Tensor: int64[2] on the device, (seed, offset) read as unsigned.
+
+    Raises:
+        RuntimeError: torch knows no such device, or has none here.
     """
     device = torch.device(device)
     return draw_own(device) if drawer is None else drawer(device)
@@ -197,8 +201,8 @@ def _second_call(states):
 
 
 def checkpoint_contexts(
-    context_fn: Callable[[], tuple[AbstractContextManager, AbstractContextManager]] | None = None,
-) -> tuple[AbstractContextManager, AbstractContextManager]:
+    context_fn: Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]] | None = None,
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """Give dropout within ``torch.utils.checkpoint`` the masks of the first call when it is called again.
 
     ``checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, context_fn=fastreg.checkpoint_contexts)``

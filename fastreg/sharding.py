@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -49,7 +50,9 @@ def memory_order(shape: Sequence[int], strides: Sequence[int]) -> list[int]:
 
 
 @contextmanager
-def sharded_batch(rows: int | Sequence[int], group=None, *, dim: int = 0) -> Iterator[None]:
+def sharded_batch(
+    rows: int | Sequence[int], group: "torch.distributed.ProcessGroup | None" = None, *, dim: int = 0
+) -> Iterator[None]:
     """Within, dropout treats this process's tensors as its rows of a batch that is spread over a group of processes.
 
     Every process of the group enters the context and calls the same dropouts in the same order. The batch is the rows
@@ -92,27 +95,31 @@ def sharded_batch(rows: int | Sequence[int], group=None, *, dim: int = 0) -> Ite
 class _Batch:
     """This process's part of a batch, and the random states of the calls."""
 
+    group: Any  # None without torch.distributed
+    state: torch.Tensor  # of the next call, from _start on
+
     def __init__(self, rows, group, dim):
-        self.group, self.dim, self.state = group, dim, None
+        self.group, self.dim = group, dim
         self.distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self.distributed and group is None:
             self.group = torch.distributed.group.WORLD
         size = self.group.size() if self.distributed else 1
         self.rank = self.group.rank() if self.distributed else 0
-        self.rows = None
+        self.rows: list[int] | None = None  # of the ranks; a number of each until _start
         if isinstance(rows, int):
-            self.own = rows
+            self.own: int = rows
         else:
             self.rows = list(rows)
             if len(self.rows) != size:
                 raise ValueError(f"sharded_batch: rows must be a number, or one for each of {size} ranks, got {rows}")
             self.own = self.rows[self.rank]
-        if min([self.own, *(self.rows or [])]) < 0:
+        if self.own < 0 or any(row < 0 for row in self.rows or []):
             raise ValueError(f"sharded_batch: rows must not be negative, got {rows}")
+        self.started = False
         self.checkpoints = rng_states.checkpoints()
 
-    def _start(self, device):
-        """The state of rank 0 and the rows of all: one collective."""
+    def _start(self, device) -> list[int]:
+        """Take the state of rank 0, and give the rows of all: one collective."""
         self.state, rows = rng_states.draw_own(device), [self.own]
         if self.distributed:
             own = torch.cat((self.state, torch.tensor([self.own], device=device)))
@@ -120,8 +127,9 @@ class _Batch:
             torch.distributed.all_gather(parts, own, group=self.group)
             self.state = parts[0][:2]
             rows = self.rows or torch.stack(parts)[:, 2].tolist()
-        self.rows = rows
+        self.started, self.rows = True, rows
         self.step = torch.tensor([0, 8], device=device)
+        return rows
 
     def draw(self, device, kept=False):
         """The state of the next call, the same on all ranks."""
@@ -131,7 +139,7 @@ class _Batch:
                 "sharded_batch: a checkpointed function must enter the context itself, got a dropout within "
                 "torch.utils.checkpoint"
             )
-        if self.state is None:
+        if not self.started:
             self._start(device)
         state = self.state.to(device)
         self.state = state + self.step.to(device)
@@ -141,8 +149,7 @@ class _Batch:
         """The index map of input's elements, or of its leading dims dimensions."""
         if isinstance(input, torch.nn.Parameter) or input.numel() == 0:
             return None
-        if self.rows is None:
-            self._start(input.device)
+        rows = self._start(input.device) if self.rows is None else self.rows
         sizes, dim = list(input.shape), self.dim
         if dim >= (len(sizes) if dims is None else dims) or self.own == 0 or sizes[dim] % self.own:
             raise ValueError(
@@ -151,7 +158,7 @@ class _Batch:
             )
         whole, starts = sizes.copy(), [0] * len(sizes)
         each = sizes[dim] // self.own
-        whole[dim], starts[dim] = sum(self.rows) * each, sum(self.rows[: self.rank]) * each
+        whole[dim], starts[dim] = sum(rows) * each, sum(rows[: self.rank]) * each
         order = memory_order(sizes, input.stride()) if dims is None else list(range(dims))
         if sizes[dim] == 1 and dim == 0:  # its stride says nothing
             order = [0, *(d for d in order if d != 0)]

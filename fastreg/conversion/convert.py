@@ -1,5 +1,7 @@
 """convert and revert."""
 
+from typing import TypeVar
+
 from torch import nn
 
 from fastreg.conversion import layers
@@ -8,8 +10,10 @@ from fastreg.conversion.fusion import fuse as fuse_parent
 from fastreg.nn import sync_batch_norm
 from fastreg.nn.derived import restore
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
+
+def convert(model: Model, *, fuse: bool = True) -> Model:
     """Let a model compute with fastreg, in place.
 
     Batch norm and dropout layers of torch's own types, and of subclasses that override no forward, get fastreg's class:
@@ -48,7 +52,7 @@ def convert(model: nn.Module, *, fuse: bool = True) -> nn.Module:
     return model
 
 
-def revert(model: nn.Module) -> nn.Module:
+def revert(model: Model) -> Model:
     """Undo :func:`convert` and ``SyncBatchNorm.convert_sync_batchnorm``, in place.
 
     Every module has the class that it had, and its state_dict stays as it is.
@@ -68,7 +72,7 @@ def revert(model: nn.Module) -> nn.Module:
     return _restore(model)
 
 
-def _restore(model):
+def _restore(model: Model) -> Model:
     for module in model.modules():
         restore(module)
     return model

@@ -1,5 +1,7 @@
 """Batch norm."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Proxy
@@ -82,11 +84,11 @@ def takes_batch_norm(input: Tensor) -> bool:
     return False
 
 
-def batch_norm_of_shards(input, *arguments):
+def batch_norm_of_shards(input: Any, *arguments: Any) -> Tensor:
     """:func:`batch_norm_with_count` of a DTensor."""
     from fastreg import sharded_tensors  # not before there is a DTensor: it takes long
 
-    return sharded_tensors.batch_norm(input, *arguments, batch_norm_with_count, sync_batch_norm)
+    return sharded_tensors.batch_norm(input, *arguments, alone=batch_norm_with_count, together=sync_batch_norm)
 
 
 def batch_norm_with_count(

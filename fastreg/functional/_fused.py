@@ -33,9 +33,9 @@ def batch_norm_act(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
-    act: str | Activation = "relu",
+    act: str | Activation | tuple[str, float] = "relu",
     residual: Tensor | None = None,
-    pre_act: str | Activation = "identity",
+    pre_act: str | Activation | tuple[str, float] = "identity",
     p: float = 0.0,
     act_weight: Tensor | None = None,
     pre_act_weight: Tensor | None = None,
@@ -161,7 +161,7 @@ def batch_norm_act_with_count(
 
 def act_dropout(
     input: Tensor,
-    act: str | Activation = "relu",
+    act: str | Activation | tuple[str, float] = "relu",
     p: float = 0.5,
     training: bool = True,
     *,

@@ -74,7 +74,7 @@ class _Normalize(torch.autograd.Function):
         return ops.batch_norm.normalize(input, weight, bias, stats)
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx, grad_output):  # pyright: ignore[reportIncompatibleMethodOverride]  torch names it otherwise
         with torch.no_grad():
             gradients = _gradients(ctx, grad_output)
         if torch.is_grad_enabled() and not is_compiling():

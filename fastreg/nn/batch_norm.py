@@ -5,15 +5,21 @@ Backward through an evaluation forward that came before such a pass is therefore
 wrong one. Call backward before the layer is run in training again.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import init
 from torch.nn.parameter import is_lazy
+from torch.types import Device
 
 from fastreg._routing import is_sharded
 from fastreg.functional import _batch_norm as F
 from fastreg.nn import opacus
 from fastreg.nn.tracing import not_scriptable, traced_call
+
+# Running mean and variance, count, weight, bias, training, momentum, eps.
+Settings = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, bool, float | None, float]
 
 
 def _state(module):
@@ -26,7 +32,7 @@ def _state(module):
         return module.weight, module.bias, module.running_mean, module.running_var
 
 
-def statistics_and_settings(module):
+def statistics_and_settings(module) -> Settings:
     """running_mean, running_var, num_batches_tracked, weight, bias, training, momentum and eps of a call of module.
 
     Statistics that are not to be updated are not passed; in evaluation they are used also if they are no longer
@@ -49,7 +55,7 @@ def statistics_and_settings(module):
     return running_mean, running_var, count, weight, bias, training, momentum, module.eps
 
 
-def reset_parameters(module):
+def reset_parameters(module) -> None:
     """What torch's batch norm does; 2.11's does not know of bias=None."""
     module.reset_running_stats()
     if module.affine:
@@ -88,8 +94,8 @@ class _BatchNorm(_Forward):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
     ) -> None:
@@ -99,10 +105,22 @@ class _BatchNorm(_Forward):
 
 
 class _LazyBatchNorm(_Forward):
+    has_uninitialized_params: Callable[[], bool]  # of torch's lazy modules, which the layers are besides
+
     def __init__(
-        self, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True, device=None, dtype=None, *, bias=True
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
-        super().__init__(eps, momentum, affine, track_running_stats, device, dtype)
+        # torch's lazy layers take no num_features.
+        torchs: Callable[..., None] = super().__init__
+        torchs(eps, momentum, affine, track_running_stats, device, dtype)
         if not bias:
             self.bias = None
 
@@ -110,12 +128,12 @@ class _LazyBatchNorm(_Forward):
         if not self.has_uninitialized_params() and self.num_features != 0:
             super().reset_parameters()
 
-    def initialize_parameters(self, input) -> None:
+    def initialize_parameters(self, input: Tensor) -> None:
         # torch 2.11 does not know of bias=None.
         if self.has_uninitialized_params():
             self.num_features = input.shape[1]
             for tensor in (self.weight, self.bias, self.running_mean, self.running_var):
-                if is_lazy(tensor):
+                if tensor is not None and is_lazy(tensor):
                     tensor.materialize((self.num_features,))
             self.reset_parameters()
 

@@ -3,6 +3,7 @@
 import abc
 import copyreg
 import threading
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +30,7 @@ def _reduce(self, protocol):
     if recipe is None:  # a class that somebody else derived from one made here
         return super(_nearest(type(self)), self).__reduce_ex__(protocol)
     function, arguments, *rest = recipe[1].__reduce_ex__(self, max(protocol, 2))
-    if function is not copyreg.__newobj__:
+    if function is not copyreg.__newobj__:  # pyright: ignore[reportAttributeAccessIssue]  its stubs lack it
         return function, arguments, *rest
     return _new, recipe, *rest
 
@@ -63,7 +64,8 @@ def derive(kind: type[Derived], original: type[nn.Module], *others: type) -> typ
                 "__reduce_ex__": _reduce,
                 **kind.methods(original),
             }
-            _classes[key] = type(original)(original.__name__, (*others, original, kind), namespace)
+            metaclass: Any = type(original)
+            _classes[key] = metaclass(original.__name__, (*others, original, kind), namespace)
         return _classes[key]
 
 
@@ -107,7 +109,8 @@ def undone(cls: type, replaced: dict[type, type]) -> type:
     with _lock:
         if (cls, bases) not in _rebased:
             own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-            _rebased[cls, bases] = type(cls)(cls.__name__, bases, own)
+            metaclass: Any = type(cls)
+            _rebased[cls, bases] = metaclass(cls.__name__, bases, own)
         return _rebased[cls, bases]
 
 
@@ -128,6 +131,7 @@ def restore(module: nn.Module) -> None:
 
 
 def _new(kind, original, others):
+    cls: Any
     try:
         cls = derive(kind, original, *others)
     except Unreadable:  # a class that was pickled with its code

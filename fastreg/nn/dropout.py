@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from fastreg import functional as F
 from fastreg.nn import opacus
@@ -207,7 +208,7 @@ class DropConnectLinear(torch.nn.Linear):
 
     One mask per call for all samples, and none for the bias; evaluation uses the weights as they are. (Wan et al. draw
     a mask per sample, also for the bias, and sample the output in evaluation.) Parameters and state_dict are those of
-    :class:`torch.nn.Linear`.
+    :class:`torch.nn.Linear`. Weights are dropped by :func:`fastreg.functional.dropout`.
 
     Source: Wan et al., "Regularization of neural networks using DropConnect", ICML 2013.
 
@@ -226,7 +227,14 @@ class DropConnectLinear(torch.nn.Linear):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None, *, p: float = 0.5
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        p: float = 0.5,
     ) -> None:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"DropConnectLinear: p must lie in [0, 1], got {p}")

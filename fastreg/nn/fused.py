@@ -1,7 +1,10 @@
 """Modules that compute what stands next to batch norm and dropout with them: see ``fastreg.functional``."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from fastreg import _activation
 from fastreg._activation import Activation
@@ -9,7 +12,7 @@ from fastreg.functional import _fused
 from fastreg.nn import batch_norm, opacus
 from fastreg.nn.tracing import not_scriptable, traced_call
 
-Act = str | Activation | torch.nn.Module | None
+Act = str | Activation | tuple[str, float] | torch.nn.Module | None
 
 
 def _check_p(name, argument, p):
@@ -19,7 +22,7 @@ def _check_p(name, argument, p):
 
 # Not torch's _BatchNorm: what folds or replaces those would lose the activation.
 class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
-    _ranks = ()
+    _ranks: tuple[int, ...]  # of the inputs
 
     def __init__(
         self,
@@ -28,8 +31,8 @@ class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
         act: Act = "relu",
@@ -38,12 +41,12 @@ class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
     ) -> None:
         name = type(self).__name__
         _check_p(name, "drop", drop)
-        act = _activation.to_module(name, "act", act)
-        pre_act = _activation.to_module(name, "pre_act", pre_act)
+        after = _activation.to_module(name, "act", act)
+        before = _activation.to_module(name, "pre_act", pre_act)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if not bias:
             self.bias = None
-        self.act, self.pre_act, self.p = act.to(device, dtype), pre_act.to(device, dtype), drop
+        self.act, self.pre_act, self.p = after.to(device, dtype), before.to(device, dtype), drop
 
     def reset_parameters(self) -> None:
         batch_norm.reset_parameters(self)
@@ -58,8 +61,8 @@ class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
                 f"got {input.dim()}"
             )
         # Past the search through the module, as in batch_norm.statistics_and_settings.
-        act, act_weight = _activation.of_module(self._modules["act"])
-        pre_act, pre_act_weight = _activation.of_module(self._modules["pre_act"])
+        act, act_weight = _activation.of_child(self, "act")
+        pre_act, pre_act_weight = _activation.of_child(self, "pre_act")
         return _fused.batch_norm_act_with_count(
             input,
             *batch_norm.statistics_and_settings(self),
@@ -161,6 +164,8 @@ class ActDropout(torch.nn.Module):
         RuntimeError: a residual of another dtype or device.
     """
 
+    bias: Any  # a parameter of BiasActDropoutAdd, else None
+
     def __init__(self, act: Act = "relu", p: float = 0.5, *, drop_path: bool = False) -> None:
         name = type(self).__name__
         _check_p(name, "p", p)
@@ -172,7 +177,7 @@ class ActDropout(torch.nn.Module):
         inputs = (input,) if residual is None else (input, residual)
         if (node := traced_call(self, *inputs)) is not None:
             return node
-        act, act_weight = _activation.of_module(self.act)
+        act, act_weight = _activation.of_child(self, "act")
         return _fused.act_dropout(
             input,
             act,
@@ -217,8 +222,8 @@ class BiasActDropoutAdd(ActDropout):
         p: float = 0.5,
         *,
         drop_path: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(act, p, drop_path=drop_path)
         self.act.to(device, dtype)

@@ -34,7 +34,7 @@ def _enter(cls):
 
 
 def _redraws(module):
-    from opacus.validators.errors import UnsupportableModuleError
+    from opacus.validators.errors import UnsupportableModuleError  # pyright: ignore[reportMissingImports]
 
     message = (
         f"{type(module).__name__} drops weights of the batch as a whole, and gradients per sample would be those of "

@@ -2,11 +2,13 @@
 
 import warnings
 import weakref
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.parameter import is_lazy
+from torch.types import Device
 
 from fastreg import _activation
 from fastreg._routing import is_transformed
@@ -19,11 +21,12 @@ from fastreg.nn.batch_norm import _BatchNorm, _Forward, statistics_and_settings
 from fastreg.nn.fused import Act, _BatchNormAct
 from fastreg.nn.tracing import traced_call
 
+Model = TypeVar("Model", bound=torch.nn.Module)
 # On a layer that convert_sync_batchnorm converted: its class before.
 _CONVERTED_FROM = "_fastreg_converted_from"
 # What each layer's processes have agreed on: the group's name and the dtype of its statistics. Not an attribute: copies
 # of a layer, on this or other processes, agree anew.
-_agreed = weakref.WeakKeyDictionary()
+_agreed: weakref.WeakKeyDictionary[torch.nn.Module, tuple[str, torch.dtype]] = weakref.WeakKeyDictionary()
 
 
 def _group_of(module, input):
@@ -39,7 +42,7 @@ def _group_of(module, input):
             f"{name}: process_group must be there in training, got none: call torch.distributed.init_process_group "
             "first, or fastreg.revert"
         )
-    group = module.process_group
+    group: Any = module.process_group
     if group is None:
         group = torch.distributed.group.WORLD
     elif group is torch.distributed.GroupMember.NON_GROUP_MEMBER:
@@ -82,7 +85,7 @@ class SyncBatchNorm(_BatchNorm):
     compiled code). Batches may have any sizes, 0 too. Gradients of weight and bias are those of this process's own
     batch, which ``DistributedDataParallel`` averages. Derivatives of first order only.
 
-    In evaluation, and in a group of one process, it is batch norm.
+    In evaluation, and in a group of one process, it is :func:`fastreg.functional.batch_norm`.
 
     Args:
         num_features (int): number of channels C, the same on all processes.
@@ -111,9 +114,9 @@ class SyncBatchNorm(_BatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        process_group=None,
-        device=None,
-        dtype=None,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
     ) -> None:
@@ -127,7 +130,9 @@ class SyncBatchNorm(_BatchNorm):
         return _normalize(self, input)
 
     @classmethod
-    def convert_sync_batchnorm(cls, module: torch.nn.Module, process_group=None) -> torch.nn.Module:
+    def convert_sync_batchnorm(
+        cls, module: Model, process_group: "torch.distributed.ProcessGroup | None" = None
+    ) -> Model:
         """Convert every batch norm within a module, in place: torch's and fastreg's to :class:`SyncBatchNorm`, and
         ``BatchNormAct`` to :class:`SyncBatchNormAct`, which keeps activation, residual and dropout.
 
@@ -146,7 +151,7 @@ class SyncBatchNorm(_BatchNorm):
         """
         layers = [layer for layer in module.modules() if isinstance(layer, _NORMS)]
         for layer in layers:
-            if is_lazy(layer.running_mean) or is_lazy(layer.weight):
+            if any(tensor is not None and is_lazy(tensor) for tensor in (layer.running_mean, layer.weight)):
                 raise ValueError(
                     f"convert_sync_batchnorm: layers must have seen their first input, got {type(layer).__name__}"
                 )
@@ -181,9 +186,9 @@ class SyncBatchNormAct(_BatchNormAct):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        process_group=None,
-        device=None,
-        dtype=None,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
         act: Act = "relu",
@@ -211,8 +216,8 @@ class SyncBatchNormAct(_BatchNormAct):
             return node
         _check_input(self, input)
         _fused._check_residual(type(self).__name__, input, residual)
-        act, act_weight = _activation.of_module(self.act)
-        pre_act, pre_act_weight = _activation.of_module(self.pre_act)
+        act, act_weight = _activation.of_child(self, "act")
+        pre_act, pre_act_weight = _activation.of_child(self, "pre_act")
         output = _normalize(self, _activation.apply(pre_act, input, pre_act_weight))
         if residual is not None:
             output = output + residual
@@ -231,7 +236,7 @@ def _check_input(module, input):
 def _normalize(module, input):
     group = _group_of(module, input)
     ours = F.takes_batch_norm(input)
-    settings = statistics_and_settings(module)
+    settings: tuple[Any, ...] = statistics_and_settings(module)
     if group is None:
         return (F.batch_norm_with_count if ours else _fused._batch_norm_of_others)(input, *settings)
     if not ours or is_transformed():
@@ -240,7 +245,7 @@ def _normalize(module, input):
             f"{type(input).__name__} of {input.dtype} on {input.device}"
         )
     *tensors, _, momentum, eps = settings
-    return sync_batch_norm(input, *tensors, momentum, eps, group)
+    return sync_batch_norm(input, *tensors, momentum=momentum, eps=eps, group=group)
 
 
 _NORMS = (torch.nn.modules.batchnorm._BatchNorm, _BatchNormAct)
@@ -267,7 +272,7 @@ def _convert(layer, process_group):
     if not isinstance(layer, cls):
         derived.restore(layer)  # undoes what fastreg.convert did, so that there is one class to come back to
         layer.__dict__[_CONVERTED_FROM] = type(layer)
-        layer.__class__ = cls
+        layer.__class__ = cls  # pyright: ignore[reportAttributeAccessIssue]  neither is a subclass of the other
     layer.process_group = process_group
 
 

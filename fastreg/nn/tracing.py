@@ -1,13 +1,16 @@
 """How fastreg's modules appear in ``torch.fx`` graphs, and why not in ``torch.jit.script``'s."""
 
+from typing import Any
+
 import torch
 from torch.fx import Proxy, Tracer
 
 from fastreg.nn.derived import CONVERTED, Derived
 
 
-def traced_call(module: torch.nn.Module, *inputs) -> Proxy | None:
-    """The graph node of a call of this module, where the first input is traced symbolically; else None.
+def traced_call(module: torch.nn.Module, *inputs: Any) -> Any:
+    """The graph node of a call of this module, where the first input is traced symbolically; else None. It stands for
+    the result.
 
     A tracer takes the modules of torch.nn for leaves, and follows all others into forward, where branches on shapes
     fail and the training flag becomes a constant. This makes a leaf of any module.
@@ -24,7 +27,7 @@ def traced_call(module: torch.nn.Module, *inputs) -> Proxy | None:
     return input.tracer.create_proxy("call_module", input.tracer.path_of_module(module), inputs, {})
 
 
-def not_scriptable(module: torch.nn.Module):
+def not_scriptable(module: torch.nn.Module) -> None:
     """``__prepare_scriptable__`` of fastreg's modules: what ``torch.jit.script`` calls before it compiles."""
     name = type(module).__name__
     remedy = "use torch.jit.trace or torch.export"

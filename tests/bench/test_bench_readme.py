@@ -1,4 +1,4 @@
-"""The README's results are what its files say, and the charts can be drawn from them."""
+"""The results in README and manual are what their files say, and the charts can be drawn from them."""
 
 import json
 
@@ -11,7 +11,8 @@ from tests.bench.bench_fixtures import rows_of
 
 ENVIRONMENT = {"device": "Abacus", "backend": "cpu", "torch": "2.0", "threads": 2, "instruction_set": "beads"}
 ENVIRONMENT |= {"fastreg": "1", "fastreg_kernels": True}
-EMPTY = "\n".join(marker.format(name) for name in readme.SECTIONS for marker in (readme.BEGIN, readme.END))
+SECTIONS = ["timings", "training"]
+EMPTY = "\n".join(marker.format(name) for name in SECTIONS for marker in (readme.BEGIN, readme.END))
 
 
 @pytest.fixture
@@ -46,23 +47,23 @@ def test_a_gpu_has_one_table_one_chart_and_what_failed(root):
     phases |= {"bench": {"status": "done", "failed": ["cudnn: dropout"]}, "build": {"status": "done", "failed": []}}
     (folder / "gpu_check.json").write_text(json.dumps({"device": "Gauge", "phases": phases}))
     assert [path.name for path in redraw.redraw(folder)] == ["short.png"]
-    text = readme.write(EMPTY, root)
+    text = readme.write(EMPTY, root, SECTIONS)
     assert "| dropout 7 fp32 | 2.0 |" in text and f"]({readme.RESULTS}/gpu/short.png)" in text
     assert "**Gauge · CUDA 13, cuDNN 9 · torch 2.0 · fastreg 1** (partial: interrupted)" in " ".join(text.split())
     assert "phases: 1 failed, 2 done. What failed there: [gpu_check.json]" in " ".join(text.split())
     assert "- test_cuda.py: 1 failed: test_a\n- cudnn: dropout\n" in text
     results.write_results(folder, "timings", gpu, [row | {"shape": "8"} for row in rows], complete=True)
     assert [path.name for path in redraw.redraw(folder)] == ["timings.png"]
-    text = readme.write(EMPTY, root)
+    text = readme.write(EMPTY, root, SECTIONS)
     assert "| dropout 8 fp32 | 2.0 |" in text and "dropout 7" not in text
 
 
-def test_readme_is_up_to_date(capsys):
+def test_the_pages_are_up_to_date(capsys):
     assert readme.main(["--check"]) == 0, "run python -m bench.readme"
 
 
 def test_every_figure_is_of_a_file(root):
-    text = readme.write(f"before\n{EMPTY}\nafter", root)
+    text = readme.write(f"before\n{EMPTY}\nafter", root, SECTIONS)
     assert text.startswith("before\n") and text.endswith("\nafter")
     assert "|  | forward + backward | evaluation | forward + backward, `torch.compile` |" in text
     assert "| batch norm 2x3 fp32 | 3.0 | 0.50 | 2.0 |" in text
@@ -76,14 +77,28 @@ def test_every_figure_is_of_a_file(root):
     assert "NOT ALONE: other programs took 50% of the" in " ".join(text.split())
     assert "png" not in text
     (root / readme.RESULTS / "abacus/timings.png").touch()
-    assert f"]({readme.RESULTS}/abacus/timings.png)" in readme.write(text, root)
-    assert readme.write(text, root).count("| batch norm 2x3 fp32 |") == 1
+    assert f"]({readme.RESULTS}/abacus/timings.png)" in readme.write(text, root, SECTIONS)
+    assert readme.write(text, root, SECTIONS).count("| batch norm 2x3 fp32 |") == 1
 
 
 @pytest.mark.parametrize("text", ["", EMPTY.replace("end of", "End of"), EMPTY + EMPTY], ids=["none", "open", "twice"])
 def test_a_readme_without_its_sections_is_refused(text, root):
-    with pytest.raises(ValueError, match="README.md must have a section between <!-- timings"):
-        readme.write(text, root)
+    with pytest.raises(ValueError, match="the page must have a section between <!-- timings"):
+        readme.write(text, root, SECTIONS)
+
+
+def test_the_headline_has_some_lines_of_the_table(root, monkeypatch):
+    monkeypatch.setattr(readme, "HEADLINE", {"dropout": ["1 fp32"], "batch_norm": ["2x3 fp32", "4x5 fp32"]})
+    text = readme.write(
+        "<!-- headline: written by python -m bench.readme -->\n<!-- end of headline -->", root, ["headline"]
+    )
+    assert "| batch norm 2x3 fp32 |  | 3.0 |" in text and "dropout 1" not in text and "4x5" not in text
+    assert "**Abacus · 2 threads, beads · torch 2.0 · fastreg 1**" in text
+
+
+def test_links_lead_from_a_page_to_the_files(root):
+    text = readme.write(EMPTY, root, SECTIONS, up="../")
+    assert f"](../{readme.RESULTS}/abacus/timings.json)" in text and f"]({readme.RESULTS}" not in text
 
 
 def test_kernelbench_has_a_table_like_the_networks(root):
@@ -91,16 +106,18 @@ def test_kernelbench_has_a_table_like_the_networks(root):
     document = json.loads((folder / "end-to-end.json").read_text())
     document["rows"][0] |= {"network": "2-33", "source": "KernelBench"}
     (folder / "kernelbench.json").write_text(json.dumps(document))
-    assert "| 2-33 (KernelBench), 2x7, float32 | converted | 12.0 | 1.25 |" in readme.write(EMPTY, root)
+    assert "| 2-33 (KernelBench), 2x7, float32 | converted | 12.0 | 1.25 |" in readme.write(EMPTY, root, SECTIONS)
 
 
 def test_check_finds_a_changed_figure(root, monkeypatch, capsys):
     monkeypatch.setattr(readme, "ROOT", root)
-    (root / "README.md").write_text(EMPTY)
+    monkeypatch.setattr(readme, "PAGES", {"one.md": SECTIONS[:1], "two.md": SECTIONS[1:]})
+    for page in ("one.md", "two.md"):
+        (root / page).write_text(EMPTY)
     assert readme.main([]) == 0 and readme.main(["--check"]) == 0
-    (root / "README.md").write_text((root / "README.md").read_text().replace("| 3.0 |", "| 3.1 |"))
+    (root / "one.md").write_text((root / "one.md").read_text().replace("| 3.0 |", "| 3.1 |"))
     assert readme.main(["--check"]) == 1
-    assert "run python -m bench.readme" in capsys.readouterr().err
+    assert capsys.readouterr().err == "one.md does not say what the files say: run python -m bench.readme\n"
 
 
 def test_charts_are_drawn_from_the_files(root):

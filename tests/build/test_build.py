@@ -262,6 +262,12 @@ class TestThisBuild:
         output = capsys.readouterr().out
         assert torch.__version__ in output
         assert (", ".join(_extension.build_info()["backends"]) or "none") in output
+        assert "\nNext:\n" in output
+
+    def test_what_to_do_next(self):
+        assert "fastreg.convert(model)" in "\n".join(report.report({"backends": ["cpu"]}, None, []))
+        missing = "\n".join(report.report({"backends": []}, "not built", []))
+        assert "! not built" in missing and "docs/building.md" in missing and "fastreg.convert(model)" not in missing
 
 
 class TestAdvice:

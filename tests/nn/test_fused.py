@@ -127,3 +127,12 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="residual must have the input's shape"):
         module(torch.randn(3, 4, 2, 2), torch.randn(4, 1, 1))
     assert module.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("name", ["act", "pre_act"])
+def test_an_activation_that_was_replaced_by_an_unknown_module(name):
+    module = fastreg.nn.BatchNormAct1d(4)
+    setattr(module, name, torch.nn.Softplus())
+    with pytest.raises(ValueError, match=f"BatchNormAct1d: {name} must be one of Identity, ReLU.*, got Softplus"):
+        module(torch.randn(8, 4))
+    assert module.num_batches_tracked == 0
