@@ -9,7 +9,7 @@ from torch.jit import ScriptModule
 from fastreg.conversion import layers
 from fastreg.conversion.reader import read
 from fastreg.conversion.rewriting import rewritten_methods
-from fastreg.nn.derived import Derived, Unreadable, derive, exchange, kind_and_original
+from fastreg.nn.derived import Derived, Unreadable, check_derivable, derive, exchange, kind_and_original
 
 
 class Fused(Derived):
@@ -61,7 +61,10 @@ def _methods(module):
     if not any(True for _ in module.children()):
         return {}
     fused = next((base for base in cls.__mro__ if kind_and_original(base)[0] is Fused), None)
-    return rewritten_methods(cls) if fused is None else vars(fused)
+    if fused is not None:
+        return vars(fused)
+    check_derivable(cls)
+    return rewritten_methods(cls)
 
 
 _LAYERS = (layers.Subclass, layers.NormWithAct, nn.modules.batchnorm._NormBase)

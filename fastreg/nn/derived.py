@@ -48,10 +48,7 @@ def derive(kind: type[Derived], original: type[nn.Module], *others: type) -> typ
     Raises:
         Unreadable: the class sees what is derived from it, and may keep it or refuse; or its methods cannot be had.
     """
-    if type(original) not in (type, abc.ABCMeta):
-        raise Unreadable(f"its class has a metaclass of its own, {type(original).__name__}")
-    if getattr(original.__init_subclass__, "__func__", None) is not None:
-        raise Unreadable("its class has an __init_subclass__, which sees each class that is derived")
+    check_derivable(original)
     recipe = kind, original, others
     key = *recipe, getattr(original, "forward", None)  # one that is replaced is rewritten anew
     with _lock:
@@ -67,6 +64,14 @@ def derive(kind: type[Derived], original: type[nn.Module], *others: type) -> typ
             metaclass: Any = type(original)
             _classes[key] = metaclass(original.__name__, (*others, original, kind), namespace)
         return _classes[key]
+
+
+def check_derivable(cls: type) -> None:
+    """Raise Unreadable where a class sees what is derived from it."""
+    if type(cls) not in (type, abc.ABCMeta):
+        raise Unreadable(f"its class has a metaclass of its own, {type(cls).__name__}")
+    if getattr(cls.__init_subclass__, "__func__", None) is not None:
+        raise Unreadable("its class has an __init_subclass__, which sees each class that is derived")
 
 
 def _recipe(cls):
