@@ -75,8 +75,8 @@ void merge(const Tensor& moments, const Statistics& statistics, const Tensor& co
       const C* const values = const_data<C>(moments);
       C* const stats = data<C>(statistics.stats);
       for (int64_t c = 0; c < channels; ++c) {
-        const MergedStatistics m = merged_statistics(moments.size(0), channels, c, statistics.eps,
-                                                     [&](int64_t i) { return double(values[i]); });
+        const MergedStatistics m = merged_statistics<C>(moments.size(0), channels, c, statistics.eps,
+                                                        [&](int64_t i) { return double(values[i]); });
         stats[c] = C(m.centre);
         stats[channels + c] = C(m.delta);
         stats[2 * channels + c] = C(m.invstd);

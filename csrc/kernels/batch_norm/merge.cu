@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(256)
   const int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (c >= channels) return;
   const MergedStatistics s =
-      merged_statistics(parts, channels, c, eps, [&](int64_t i) { return double(load(moments + i)); });
+      merged_statistics<A>(parts, channels, c, eps, [&](int64_t i) { return double(load(moments + i)); });
   store(stats + c, A(s.centre));
   store(stats + channels + c, A(s.delta));
   store(stats + 2 * channels + c, A(s.invstd));

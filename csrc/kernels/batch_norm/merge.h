@@ -15,8 +15,9 @@ struct MergedStatistics {
   double count, mean, variance;  // unbiased
 };
 
-// Channel c of all parts together; empty ones count for nothing. value(i): moments[i] as a double.
-template <class Value>
+// Channel c of all parts together; empty ones count for nothing. value(i): moments[i] as a double. A: the type that
+// centre and delta are kept in; delta has what centre loses by that.
+template <class A, class Value>
 FASTREG_HD MergedStatistics merged_statistics(int64_t parts, int64_t channels, int64_t c, double eps, Value&& value) {
   const int64_t pitch = 3 * channels + 1;
   Moments<double> all = {};
@@ -28,8 +29,13 @@ FASTREG_HD MergedStatistics merged_statistics(int64_t parts, int64_t channels, i
     all = merge(all, Moments<double>{count, value(at), value(at + channels), count / (invstd * invstd), 1});
   }
   if (all.count == 0) all.m2 = all.unit = NAN;  // of nothing
-  return {
-      all.centre, all.delta, inverse_deviation(all, eps), all.count, all.centre + all.delta, unbiased_variance(all)};
+  const double centre = A(all.centre);
+  return {centre,
+          (all.centre - centre) + all.delta,
+          inverse_deviation(all, eps),
+          all.count,
+          all.centre + all.delta,
+          unbiased_variance(all)};
 }
 
 }  // namespace fastreg
