@@ -15,11 +15,11 @@ def report(rows: list[dict]) -> str:
         by_case.setdefault(key(row), {})[row["provider"]] = row
     lines = []
     for case, own in by_case.items():
-        plain, unfused = own["torch"], own["unfused"]
+        plain = own["torch"]
         mark = "!" if plain.get("contention", 0) > CONTENDED else " "
         speed_up = f"{plain['ratio']:.2f} ({plain['ratio_20']:.2f}-{plain['ratio_80']:.2f}){mark}"
-        without = f"{plain['us'] / unfused['us']:.2f}"
+        others = [f"{plain['us'] / own[name]['us']:.2f}" if name in own else "" for name in ("unfused", "patched")]
         times = [significant(each["us"]) for each in (plain, own[FASTREG.name])]
-        lines.append([*case, str(plain["sites"]), *times, speed_up, without])
-    header = [*CASE_COLUMNS, "sites", "plain us", "converted us", "times plain (20-80 %) ", "not fused"]
+        lines.append([*case, str(plain["sites"]), *times, speed_up, *others])
+    header = [*CASE_COLUMNS, "sites", "plain us", "converted us", "times plain (20-80 %) ", "not fused", "patched"]
     return format_table(header, lines, words=len(CASE_COLUMNS))

@@ -61,7 +61,12 @@ def test_command(brief, tmp_path, monkeypatch, capsys):  # noqa: F811
     cases = [(op, mode) for op in ("mlp", "graph") for mode in run.MODES]
     assert [(row["op"], row["mode"], row["provider"]) for row in rows] == [(*c, v) for c in cases for v in run.VARIANTS]
     assert all(row["us"] > 0 and row["ratio"] > 0 for row in rows)
-    assert [row["sites"] for row in rows[::3]] == [3, 0, 6, 6]  # a dropout alone does nothing in evaluation
+    assert [row["sites"] for row in rows[:: len(run.VARIANTS)]] == [
+        3,
+        0,
+        6,
+        6,
+    ]  # a dropout alone does nothing in evaluation
     assert "times plain" in capsys.readouterr().out
     path = tmp_path / "users.json"
     assert "no change in" in compare.compare_files(path, path).report()
@@ -71,7 +76,7 @@ def test_command(brief, tmp_path, monkeypatch, capsys):  # noqa: F811
 
 
 def test_slower_networks_fail_the_command(brief, tmp_path, monkeypatch, capsys):  # noqa: F811
-    samples = {"torch": [1.0, 1.0], "fastreg": [1.2, 1.2], "unfused": [1.5, 1.5]}
+    samples = {"torch": [1.0, 1.0], "fastreg": [1.2, 1.2], "unfused": [1.5, 1.5], "patched": [1.5, 1.5]}
     monkeypatch.setattr(run, "measure", lambda *_: samples)
     arguments = ("--only", "users", "--quick", "--device", "cpu", "--out", tmp_path, "--networks", "mlp")
     assert run_command(command.main, *arguments, "--fail-if-slower", 1.3) == 0
@@ -82,6 +87,8 @@ def test_slower_networks_fail_the_command(brief, tmp_path, monkeypatch, capsys):
 def test_report():
     rows = [
         row | {"contention": 0.5}
-        for row in run.summarise(OWN[0], "training", {"torch": [3.0], "fastreg": [2.0], "unfused": [4.0]})
+        for row in run.summarise(
+            OWN[0], "training", {"torch": [3.0], "fastreg": [2.0], "unfused": [4.0], "patched": [6.0]}
+        )
     ]
-    assert "1.50 (1.50-1.50)!" in report(rows) and report(rows).endswith("0.75")
+    assert "1.50 (1.50-1.50)!" in report(rows) and report(rows).endswith("0.75     0.50")
