@@ -61,6 +61,17 @@ def has_wide_vectors(kernel):
     return width is not None and width * ELEMENT_BYTES[kernel.split("<")[1].split(",")[0]] == 16
 
 
+def narrow_accesses(loop, width):
+    """How many of less than 128 bits a loop has, but for gates.
+
+    The gates of a vector of eight elements are one byte, and no element is: so many bytes as vectors are loaded count
+    for nothing there. Whether the loop's path passes by them is the compiler's choice, a branch or a predicate.
+    """
+    gates = sum(i.streams == 8 for i in loop)
+    vectors = sass.wide_accesses(loop, sass.LOADS) if width == 8 else 0
+    return sum(0 < i.streams < 128 for i in loop) - min(gates, vectors)
+
+
 def examine(kernel, instructions):
     """MachineCode of a kernel."""
     counts = {
@@ -71,7 +82,7 @@ def examine(kernel, instructions):
     loop = sass.main_loop(instructions) if has_wide_vectors(kernel) else None
     if loop is None:
         return MachineCode(**counts, narrow=None, instructions=None, alu=None)
-    narrow = sum(0 < i.streams < 128 for i in loop)
+    narrow = narrow_accesses(loop, vector_width(kernel))
     stored = sass.wide_accesses(loop, sass.STORES) * vector_width(kernel)
     if not stored:
         return MachineCode(**counts, narrow=narrow, instructions=None, alu=None)

@@ -66,7 +66,7 @@ class Instruction:
         modifiers = self.opcode.split(".")[1:]
         if self.name not in LOADS | STORES or "STRONG" in modifiers:
             return 0
-        return next((width for width in (128, 64) if str(width) in modifiers), 32)
+        return next((width for width in (128, 64) if str(width) in modifiers), 8 if "U8" in modifiers else 32)
 
 
 def parse(text):

@@ -278,6 +278,21 @@ class TestSass:
         # Not a kernel of 16-byte vectors: it is not asked for its main loop.
         assert measure.examine("k<half, 1>", self.KERNELS["_Z1kv"]).instructions is None
 
+    @pytest.mark.parametrize(
+        ("kernel", "narrow", "expected"),
+        [
+            ("k<half, 8>", ["@P1 LDG.E.U8 R8, [R6]"], 0),
+            ("k<half, 8>", ["LDG.E.U8 R8, [R6]", "STG.E.U8 [R6], R8"], 1),
+            ("k<half, 8>", ["LDG.E.U16 R8, [R6]"], 1),
+            ("k<half, 8>", ["LDG.E R8, [R6]", "LDG.E.U8 R9, [R6]"], 1),
+            ("k<float, 4>", ["LDG.E.U8 R8, [R6]"], 1),
+        ],
+    )
+    def test_gates_are_a_byte_for_eight(self, kernel, narrow, expected):
+        lines = ["LDG.E.128 R4, [R2]", *narrow, "STG.E.128 [R2], R4", "@P0 BRA 0x0", "EXIT"]
+        listing = "".join(f"/*{16 * at:04x}*/ {line} ;\n" for at, line in enumerate(lines))
+        assert measure.examine(kernel, sass.parse("Function : f\n" + listing)["f"]).narrow == expected
+
     def test_local_memory(self):
         listing = LISTING.replace("LDG.E R4", "LDL R4")
         assert measure.examine("g", sass.parse(listing)["_Z1gv"]).local == 1
