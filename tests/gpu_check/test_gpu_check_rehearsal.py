@@ -122,7 +122,7 @@ def test_everything_in_order_within_a_budget(rehearsal):
     assert {path.name for path in rehearsal.out.iterdir()} == {
         *("gpu_check.json", "logs.txt", "short.json", "timings.json", "end-to-end.json", "training.json")
     }
-    assert "done: tests.cpp: 12 done; 12 passed" in output.splitlines()
+    assert "done: tests.cpp: 13 done; 13 passed" in output.splitlines()
 
 
 def test_the_builds_are_side_by_side_and_nothing_is_beside_what_is_timed(rehearsal):
