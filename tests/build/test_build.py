@@ -265,7 +265,7 @@ class TestThisBuild:
         assert "\nNext:\n" in output
 
     def test_what_to_do_next(self):
-        assert "fastreg.convert(model)" in "\n".join(report.report({"backends": ["cpu"]}, None, []))
+        assert "fastreg.convert(model)" in "\n".join(report.report({"backends": ["cpu"], "cuda": None}, None, []))
         missing = "\n".join(report.report({"backends": []}, "not built", []))
         assert "! not built" in missing and "docs/building.md" in missing and "fastreg.convert(model)" not in missing
 
