@@ -52,7 +52,7 @@ _TENSORS = PLAIN_TYPES | {Abstract}
 # What a call of a module may be: hooks, and forward. Elsewhere, whoever stands in for it sees the call.
 CALLS = {nn.Module._wrapped_call_impl}
 # Elements on the CPU: two operations on so few cost less than to find out that they are one.
-SMALL = 8192
+SMALL = 131072
 
 
 def _run(held: Held) -> None:
