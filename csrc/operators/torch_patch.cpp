@@ -144,51 +144,58 @@ std::array<double, 3> alpha_transform(double p) {
   return {a, a * kAlpha * p, a * kAlpha * (p - 1.0)};
 }
 
+// What fastreg's operators take of a form: the transform points into it.
+template <class Form>
+struct Arguments {
+  explicit Arguments(double p) {
+    if (Form::kDims) dims = Form::kDims;
+    if (Form::kAlpha && p < 1.0) transform = values = alpha_transform(p);
+  }
+  Arguments(const Arguments&) = delete;
+
+  std::optional<int64_t> dims;
+  std::array<double, 3> values;
+  Doubles transform;
+};
+
+// Whether a context of Python's gives calls their random states.
+bool is_given_its_state() { return states_are_given.load(std::memory_order_relaxed); }
+
 // An operator of torch's: Form has name, dims (of feature dropout, else 0), alpha, and torch's functions.
 template <class Form>
 Tensor dropout(const Tensor& x, double p, bool train) {
   if (!decide(Form::kName, x, why_not_dropped(x, p, train, Form::kDims), Form::kDims)) return Form::torchs(x, p, train);
-  std::optional<int64_t> dims;
-  if (Form::kDims) dims = Form::kDims;
-  const bool traced = is_traced(x);
-  if (traced || states_are_given.load(std::memory_order_relaxed))
-    return by_python(Form::kName, x, p, false, dims, Form::kAlpha, traced);
-  std::array<double, 3> values;
-  Doubles transform;
-  if (Form::kAlpha && p < 1.0) transform = values = alpha_transform(p);
-  if (!dims) {
+  const Arguments<Form> given(p);
+  if (const bool traced = is_traced(x); traced || is_given_its_state())
+    return by_python(Form::kName, x, p, false, given.dims, Form::kAlpha, traced);
+  if (!given.dims) {
     static const auto op =
         find_operator<std::tuple<Tensor, Tensor>(const Tensor&, double, Ints, Doubles)>("fastreg::dropout_seeded");
-    return std::get<0>(op.call(x, p, std::nullopt, transform));
+    return std::get<0>(op.call(x, p, std::nullopt, given.transform));
   }
   static const auto op =
       find_operator<std::tuple<Tensor, Tensor>(const Tensor&, int64_t, double, Ints, Doubles, const OptionalTensor&)>(
           "fastreg::feature_dropout_seeded");
-  return std::get<0>(op.call(x, *dims, p, std::nullopt, transform, std::nullopt));
+  return std::get<0>(op.call(x, *given.dims, p, std::nullopt, given.transform, std::nullopt));
 }
 
 template <class Form>
 Tensor& dropout_(Tensor& x, double p, bool train) {
   if (!decide(Form::kNameInPlace, x, why_not_dropped(x, p, train, Form::kDims), Form::kDims))
     return Form::torchs_(x, p, train);
-  std::optional<int64_t> dims;
-  if (Form::kDims) dims = Form::kDims;
-  const bool traced = is_traced(x);
-  if (traced || states_are_given.load(std::memory_order_relaxed)) {
-    by_python(Form::kName, x, p, true, dims, Form::kAlpha, traced);
+  const Arguments<Form> given(p);
+  if (const bool traced = is_traced(x); traced || is_given_its_state()) {
+    by_python(Form::kName, x, p, true, given.dims, Form::kAlpha, traced);
     return x;
   }
-  std::array<double, 3> values;
-  Doubles transform;
-  if (Form::kAlpha && p < 1.0) transform = values = alpha_transform(p);
-  if (!dims) {
+  if (!given.dims) {
     static const auto op = find_operator<Tensor(Tensor&, double, Ints, Doubles)>("fastreg::dropout_seeded_");
-    op.call(x, p, std::nullopt, transform);
+    op.call(x, p, std::nullopt, given.transform);
     return x;
   }
   static const auto op =
       find_operator<Tensor(Tensor&, int64_t, double, Ints, Doubles)>("fastreg::feature_dropout_seeded_");
-  op.call(x, *dims, p, std::nullopt, transform);
+  op.call(x, *given.dims, p, std::nullopt, given.transform);
   return x;
 }
 
