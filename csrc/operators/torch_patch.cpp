@@ -26,25 +26,17 @@
 #include <vector>
 
 #include "operators/checks.h"
+#include "operators/torch_patch_limits.h"
 
 namespace fastreg {
 namespace {
 
-using at::Tensor;
-using c10::DispatchKey;
 using OptionalTensor = std::optional<Tensor>;
 using Ints = at::OptionalSymIntArrayRef;
 using Doubles = std::optional<at::ArrayRef<double>>;
 
-#if defined(FASTREG_WITH_CUDA)
-constexpr bool kTakesCuda = true;
-#else
-constexpr bool kTakesCuda = false;
-#endif
-
 std::atomic<void (*)(const PatchedCall&)> observer{nullptr};
 std::atomic<bool> states_are_given{false};
-bool (*is_plain_object)(void*) = nullptr;
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
@@ -52,45 +44,6 @@ c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
 }
 
 // ---- which calls are fastreg's
-
-bool has_own_dispatch(const Tensor& t) { return t.key_set().has(DispatchKey::Python); }
-// By torch.func.functionalize, which takes no operator of fastreg's that writes to its arguments.
-bool is_functionalized(const Tensor& t) { return t.key_set().has(DispatchKey::Functionalize); }
-bool is_wrapped_by_transform(const Tensor& t) {
-  return t.key_set().has_any(c10::DispatchKeySet(
-      {DispatchKey::FuncTorchGradWrapper, DispatchKey::FuncTorchBatched, DispatchKey::Functionalize}));
-}
-
-// Of a tensor that has_own_dispatch.
-bool is_plain(const Tensor& t) {
-  auto* object = t.unsafeGetTensorImpl()->pyobj_slot()->load_pyobj();
-  return object && is_plain_object(object);
-}
-
-bool has_names([[maybe_unused]] const Tensor& x) {
-#if __has_include(<ATen/core/NamedTensor.h>)  // later torch has no such tensors
-  return x.has_names();
-#else
-  return false;
-#endif
-}
-
-bool has_kernels_for(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16;
-}
-
-// Why fastreg does not compute with x, or null.
-const char* why_not(const Tensor& x) {
-  const auto keys = x.key_set();
-  if (keys.has(DispatchKey::Python) && !is_plain(x)) return "a tensor subclass with a dispatch of its own";
-  if (x.is_nested()) return "nested";
-  if (!x.is_cpu() && !(kTakesCuda && x.is_cuda())) return "a device without kernels";
-  if (!has_kernels_for(x.scalar_type())) return "a dtype without kernels";
-  if (x.layout() != at::kStrided) return "not strided";
-  if (keys.has(DispatchKey::ZeroTensor)) return "zeros without memory";
-  if (has_names(x)) return "named dimensions";
-  return nullptr;
-}
 
 bool records(const Tensor& x) { return at::GradMode::is_enabled() && x.requires_grad(); }
 
