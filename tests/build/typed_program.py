@@ -49,7 +49,7 @@ assert_type(F.act_dropout(x, "gelu", 0.1, drop_path=True), Tensor)
 assert_type(fastreg.dropout_mask(x.shape, 0.5, state, dims=2), Tensor)
 with fastreg.record_rng_states() as states, fastreg.sharded_batch([1, 1]):
     assert_type(states, list[Tensor])
-with fastreg.replay_rng_states(states), fastreg.patch_torch():
+with fastreg.replay_rng_states(states), fastreg.patch_torch(force=True):
     pass
 first, second = fastreg.checkpoint_contexts()
 assert_type(fastreg.explain(x, device_limits=90), dict[str, Any])

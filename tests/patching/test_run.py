@@ -163,7 +163,7 @@ def test_torchrun(script):
         (["-m", "no_such_module"], "No module named no_such_module"),
         (["-m", "fastreg.functional"], "No module named fastreg.functional.__main__"),
         (["-m"], "-m must be followed by a module, got nothing"),
-        (["--unknown", "x.py"], "options must be --convert, --report or -m, got --unknown"),
+        (["--unknown", "x.py"], "options must be --convert, --report, --force or -m, got --unknown"),
         ([], "there must be a script or a module to run, got none"),
     ],
 )
@@ -175,9 +175,3 @@ def test_bad_input(arguments, message):
 def test_help():
     result = run(*RUN, "--help")
     assert result.returncode == 0 and result.stdout.startswith("usage: python -m fastreg run")
-
-
-def test_without_the_extension(script):
-    """Nothing is run either."""
-    result = run(*RUN, script("print('ran')"), env={**ENVIRONMENT, "FASTREG_DISABLE": "1", "FASTREG_EXPECT": ""})
-    assert result.returncode == 2 and result.stdout == "" and "FASTREG_DISABLE is set" in result.stderr
