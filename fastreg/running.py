@@ -23,6 +23,7 @@ import fastreg
 from fastreg import patching
 from fastreg.calls import Calls
 from fastreg.conversion import held
+from fastreg.nn import derived
 
 USAGE = """\
 usage: python -m fastreg run [--convert] [--report] [--force] SCRIPT [ARGUMENTS ...]
@@ -178,7 +179,7 @@ def _received(argv, *options):
 
 def _convert_at_first_call():
     """Returns a list to which the reports of converted models are added."""
-    call, seen, reports = torch.nn.Module.__call__, weakref.WeakSet(), []
+    call, seen, reported, reports = torch.nn.Module.__call__, weakref.WeakSet(), weakref.WeakSet(), []
 
     @functools.wraps(call)
     def convert_and_call(self, *arguments, **keywords):
@@ -187,12 +188,21 @@ def _convert_at_first_call():
             if not isinstance(self, torch.jit.ScriptModule):
                 fastreg.convert(self)
                 report = fastreg.report(self)
-                if report.replaced or report.fused:
+                if (report.replaced or report.fused) and self not in reported:
                     reports.append((type(self).__name__, report))
+                    reported.add(self)
         return call(self, *arguments, **keywords)
+
+    def reduce_as_it_was(self, protocol):
+        """What the program saves or copies is what it would be, and is converted, as the copy is, at its next call."""
+        derived.restore(self)
+        seen.discard(self)
+        reduce = type(self).__reduce_ex__
+        return object.__reduce_ex__(self, protocol) if reduce is reduce_as_it_was else reduce(self, protocol)
 
     held.CALLS.add(convert_and_call)
     torch.nn.Module.__call__ = convert_and_call
+    torch.nn.Module.__reduce_ex__ = reduce_as_it_was
     return reports
 
 

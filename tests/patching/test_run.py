@@ -142,6 +142,70 @@ def test_convert(script):
     assert result.stderr.count("converted: 2 layers replaced") == 1 and "1 sites fused" in result.stderr
 
 
+def test_converted_models_are_saved_as_they_were(script):
+    """Also models that are fused, subclasses, and copies, which are converted at their own first call."""
+    path = script(
+        """\
+        import copy, io, pickle
+        import torch
+        from torch import nn
+
+        class Drop(nn.Dropout):
+            pass
+
+        class Own(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer, self.norm, self.drop = nn.Linear(8, 8), nn.BatchNorm1d(8), Drop(0.0)
+
+            def forward(self, x):
+                return self.drop(torch.relu(self.norm(self.layer(x))))
+
+            def __reduce__(self):
+                return made, (type(self), self.__dict__)
+
+        def made(cls, state):
+            module = cls.__new__(cls)
+            module.__dict__.update(state)
+            return module
+
+        model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.0), Own())
+        x = torch.randn(4, 8)
+        model(x).sum().backward()
+        model.eval()
+        y = model(x)
+        converted = [type(m).__module__ for m in model.modules()]
+        file = io.BytesIO()
+        torch.save(model, file)
+        print("fastreg" in str(file.getvalue()))
+        copies = [torch.load(io.BytesIO(file.getvalue()), weights_only=False), copy.deepcopy(model)]
+        copies += [pickle.loads(pickle.dumps(model, protocol)) for protocol in (0, 2, 5)]
+        for other in copies:
+            assert type(other[3]) is nn.Dropout and type(other[1]) is nn.BatchNorm1d and type(other) is nn.Sequential
+            assert type(other[4]) is Own and type(other[4].drop) is Drop
+            assert not any("_fastreg" in str(m.__dict__.keys()) for m in other.modules())
+            torch.testing.assert_close(other(x), y)
+            assert [type(m).__module__ for m in other.modules()] == converted
+        small = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout())
+        small(x)
+        file = io.BytesIO()
+        torch.save(small, file)
+        with torch.serialization.safe_globals([nn.Sequential, nn.Linear, nn.BatchNorm1d, nn.Dropout]):
+            torch.load(io.BytesIO(file.getvalue()), weights_only=True)(x)
+        assert [type(m).__module__ for m in model.modules()] != converted  # it waits for its next call
+        torch.testing.assert_close(model(x), y)
+        assert [type(m).__module__ for m in model.modules()] == converted
+        copy.deepcopy(model[4].norm)  # a part alone
+        model.train()(x).sum().backward()
+        assert [type(m).__module__ for m in model.modules()] == converted
+        """
+    )
+    result = run(*RUN, "--convert", "--report", path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["False"]
+    assert result.stderr.count("Sequential, converted: ") == 8  # the model and five copies, the small one and its own
+
+
 def test_torchrun(script):
     path = script(
         """\
