@@ -152,6 +152,14 @@ def test_torchs_dropout_while_patched(device):
         assert torch.equal(*results)
 
 
+def test_contexts_that_are_used_again(device):
+    """A pair that was made once serves one checkpoint after the other."""
+    pair = fastreg.checkpoint_contexts()
+    for _ in range(2):
+        x = ones(device)
+        assert_same_masks(x, again(block, x, context_fn=lambda: pair))
+
+
 def test_second_call_that_draws_more(device):
     calls = []
 
