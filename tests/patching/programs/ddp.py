@@ -33,9 +33,11 @@ def worker(rank, folder, p):
         optimizer.step()
         losses.append(loss.item())
     if rank == 0:
-        print(*losses, sep="\n")
+        print(*losses, sep="\n", flush=True)
     del model, y, loss  # what holds DistributedDataParallel must not outlive its group
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # a thread of gloo's may still have a tensor, and aborts an interpreter that has ended by then
 
 
 if __name__ == "__main__":
