@@ -9,7 +9,7 @@ from fastreg import _activation
 from fastreg.conversion import layers
 from fastreg.conversion.classes import check_module
 from fastreg.conversion.draws import drawn_within, functions_called
-from fastreg.conversion.fusion import Fused, Sites, sites_of
+from fastreg.conversion.fusion import FUSED, Fused, Sites, sites_of
 from fastreg.nn.derived import CONVERTED, Derived, Unreadable, kind_and_original, original_of, undone
 
 
@@ -85,7 +85,7 @@ def report(model: nn.Module) -> Report:
     seen = set()
     for path, module in model.named_modules():
         kind, original = kind_and_original(type(module))
-        if kind not in (None, Fused) or CONVERTED in module.__dict__:
+        if kind not in (None, *FUSED) or CONVERTED in module.__dict__:
             found.replaced[path] = _own_class(module).__name__
         if isinstance(module, layers.NormWithAct) and not layers.is_norm(module):
             if (act := layers.activation_of(module.act)) is not None and layers.is_identity(module.drop):
