@@ -100,6 +100,7 @@ struct Partition {
       for (int64_t c = s.channel; c < s.channel + s.together; ++c)
         f(section(c, c + 1, begin, std::min(begin + block, s.end)));
   }
+
  private:
   // Begins and ends with cache lines of the tensor.
   int64_t chunk_of_rows() const {
@@ -141,8 +142,8 @@ void for_each_section_in_memory(const ChannelLayout& l, F&& f) {
                    for (int64_t task = first; task < last; ++task) {
                      const int64_t channel = task / chunks % groups * channels;
                      const int64_t sample = task / chunks / groups * samples, begin = task % chunks * chunk;
-                     const int64_t end = chunks > 1 ? std::min(begin + chunk, l.size)
-                                                    : std::min(samples, l.planes - sample) * l.size;
+                     const int64_t end =
+                         chunks > 1 ? std::min(begin + chunk, l.size) : std::min(samples, l.planes - sample) * l.size;
                      f(Section{false, planes, channel, sample * l.size + begin, sample * l.size + end,
                                std::min(channels, l.channels - channel)});
                    }
