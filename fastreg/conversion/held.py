@@ -174,7 +174,6 @@ def call_function(slot: list, f, x, *args, **kwargs):
     if slot[0] is None and _is_small(slot, x):
         return f(x, *args, **kwargs)
     if (act := sites.act_of_function(f, x, args, kwargs)) is not None:
-        slot[2] = True
         return _hold_act(slot, act, x)
     x, _ = _operand(slot, x)
     return x if type(x) is Abstract else f(x, *args, **kwargs)
@@ -184,7 +183,6 @@ def call_method(slot: list, x, name: str):
     """x.name() of a method that is an activation, if x is a tensor."""
     if type(x) is not Held and (type(x) not in _TENSORS or (slot[0] is None and _is_small(slot, x))):
         return getattr(_operand(slot, x)[0], name)()
-    slot[2] = True
     return _hold_act(slot, sites.act_of_method(name), x)
 
 
@@ -366,7 +364,6 @@ def _maker(slot, f, x):
     y = _plain(slot, f, x) if slot[0] is not None or type(x) is not Tensor else f(x)
     if _is_small(slot, y) or not is_grad_enabled() or type(y) not in _TENSORS or layers.is_hooked(f):
         return y
-    slot[2] = True
     held = Held()
     held.value, held.fresh = y, True
     return held

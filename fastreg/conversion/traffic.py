@@ -4,8 +4,8 @@ from fastreg.conversion.sites import OF_BITS
 
 # Times that a tensor of a site's size is read or written, forward and backward, by PyTorch's single operations. Batch
 # norm reads twice and writes; then reads input and gradient twice and writes. An activation reads and writes; then
-# reads two and writes. A sum reads two and writes; its gradient is passed on. Dropout reads and writes each way (and moves a
-# mask, not counted here).
+# reads two and writes. A sum reads two and writes; its gradient is passed on. Dropout reads and writes each way (and
+# moves a mask, not counted here).
 NORM, ACTIVATION, ADDITION, DROPOUT = (3, 5), (2, 3), (3, 0), (2, 2)
 NORM_IN_EVALUATION = 2  # forward
 _OTHERS = ("batch norm", "add", "dropout", "drop path")  # than activations, as parts of a site are named
