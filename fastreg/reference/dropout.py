@@ -160,7 +160,8 @@ def feature_dropout(input, dims, p, rng_state, index_map=None, transform=None, r
 
 def draw_state(device, generator=None):
     """A fresh rng_state from a generator, none: the device's own: a seed of 64 bits, offset 0."""
-    seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator, dtype=torch.int64, device=device)
+    given = {} if generator is None else {"generator": generator}  # another overload, which compilers do not know
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), **given, dtype=torch.int64, device=device)
     return torch.cat((seed, torch.zeros_like(seed)))
 
 

@@ -1,5 +1,6 @@
 """checkpoint_contexts: the second call has the masks of the first, without the states of generators."""
 
+import contextlib
 import functools
 
 import pytest
@@ -108,6 +109,25 @@ def test_selective(device):
         x = ones(device)
         y = again(block, x, context_fn=functools.partial(fastreg.checkpoint_contexts, selective))
         assert_same_masks(x, y)
+
+
+def test_given_contexts_are_entered(device):
+    """Each call has its own, around it."""
+    entered = []
+
+    @contextlib.contextmanager
+    def telling(name):
+        entered.append(name)
+        yield
+        entered.append(f"{name} left")
+
+    def tell(x):
+        entered.append("called")
+        return block(x)
+
+    make = functools.partial(fastreg.checkpoint_contexts, lambda: (telling("first"), telling("second")))
+    again(tell, ones(device), context_fn=make).sum().backward()
+    assert entered[:5] == ["first", "called", "first left", "second", "called"]
 
 
 def test_recording_and_replaying(device):
