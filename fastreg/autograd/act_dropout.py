@@ -42,8 +42,13 @@ class ActDropout(Function):
             output, rng_state = output
             ctx.mark_non_differentiable(rng_state)
         ctx.strides = output.stride()
-        kept = (None, None) if ctx.settings.act == "identity" else (input, bias)
-        ctx.save_for_backward(rng_state, *kept)
+        *_, input_too, bias_too, _, _ = ctx.needs_input_grad
+        if not (input_too or bias_too):
+            ctx.save_for_backward(None, None, None)
+        elif ctx.settings.act == "identity":
+            ctx.save_for_backward(rng_state, None, None)
+        else:
+            ctx.save_for_backward(rng_state, input, bias)
         ctx.set_materialize_grads(False)
 
     @staticmethod

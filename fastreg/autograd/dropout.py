@@ -8,22 +8,25 @@ Elements are numbered in the memory order of the *forward* output, whatever the 
 counted, so that no order matters.
 """
 
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from fastreg import reference
-from fastreg.autograd.dispatch import with_outer_tangents
+from fastreg.autograd.dispatch import savable, with_outer_tangents
 
 
-class Kind(NamedTuple):
+@dataclass(frozen=True)  # torch.func takes named tuples apart
+class Kind:
     """Which draws decide, and what becomes of kept elements: as in ``fastreg.reference.dropout``.
 
-    dims: of feature dropout, None where elements are dropped. on: what has the operators ``dropout`` and
-    ``feature_dropout``, differentiable, by which gradients are computed.
+    on: what has the operators ``dropout`` and ``feature_dropout``, differentiable, by which gradients are computed.
+    dims: of feature dropout, None where elements are dropped.
+    strides: those in whose memory order elements are numbered. Default: the output's.
     """
 
     on: Any
@@ -31,6 +34,7 @@ class Kind(NamedTuple):
     dims: int | None = None
     index_map: tuple[int, int, int] | None = None
     transform: tuple[float, float, float] | None = None
+    strides: tuple[int, ...] | None = None
 
 
 def linear_part(kind: Kind, x: Tensor, rng_state: Tensor, strides, residual: Tensor | None = None) -> Tensor:
@@ -47,17 +51,17 @@ class Dropout(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(compute, kind, input, residual, rng_state, strides):
+    def forward(compute, kind, input, residual, rng_state):
         return compute(input, residual, rng_state)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        _, ctx.kind, _, _, rng_state, strides = inputs
+        _, ctx.kind, _, _, rng_state = inputs
         ctx.draws = rng_state is None
         if ctx.draws:
             output, rng_state = output
             ctx.mark_non_differentiable(rng_state)
-        ctx.strides = output.stride() if strides is None else strides
+        ctx.strides = output.stride() if ctx.kind.strides is None else ctx.kind.strides
         ctx.save_for_backward(rng_state)
         ctx.save_for_forward(rng_state)
         ctx.set_materialize_grads(False)
@@ -65,11 +69,11 @@ class Dropout(Function):
     @staticmethod
     def backward(ctx, grad_output, *_):
         (rng_state,) = ctx.saved_tensors
-        _, _, input_too, residual_too, *_ = ctx.needs_input_grad
+        *_, input_too, residual_too, _ = ctx.needs_input_grad
         grad_input = None
         if input_too and grad_output is not None:
             grad_input = linear_part(ctx.kind, grad_output, rng_state, ctx.strides)
-        return None, None, grad_input, grad_output if residual_too else None, None, None
+        return None, None, grad_input, grad_output if residual_too else None, None
 
     @staticmethod
     def jvp(ctx, _, __, of_input, of_residual, *___):
@@ -92,7 +96,8 @@ def dropout(input, p, rng_state, strides=None, index_map=None, transform=None) -
     def compute(x, residual, rng_state):
         return reference.dropout.dropout(x, p, rng_state, strides, index_map, transform)
 
-    return Dropout.apply(compute, Kind(_REFERENCE, p, None, index_map, transform), input, None, rng_state, strides)
+    kind = Kind(_REFERENCE, p, None, index_map, transform, strides)
+    return Dropout.apply(compute, kind, input, None, savable(rng_state))
 
 
 def feature_dropout(input, dims, p, rng_state, index_map=None, transform=None, residual=None) -> Tensor:
@@ -101,7 +106,8 @@ def feature_dropout(input, dims, p, rng_state, index_map=None, transform=None, r
     def compute(x, residual, rng_state):
         return reference.dropout.feature_dropout(x, dims, p, rng_state, index_map, transform, residual)
 
-    return Dropout.apply(compute, Kind(_REFERENCE, p, dims, index_map, transform), input, residual, rng_state, None)
+    kind = Kind(_REFERENCE, p, dims, index_map, transform)
+    return Dropout.apply(compute, kind, input, residual, savable(rng_state))
 
 
 _REFERENCE = SimpleNamespace(dropout=dropout, feature_dropout=feature_dropout)

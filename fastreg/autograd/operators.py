@@ -39,7 +39,7 @@ def _dropout(below, input, p, rng_state, strides=None, index_map=None, transform
         return below(x, p, state, strides, index_map, transform)
 
     kind = Kind(_OPS, p, None, index_map, transform)
-    return record(Dropout, compute, kind, input, None, savable(rng_state), None)
+    return record(Dropout, compute, kind, input, None, savable(rng_state))
 
 
 @_kernel_of("dropout_seeded")
@@ -47,7 +47,7 @@ def _dropout_seeded(below, input, p, index_map=None, transform=None):
     def compute(x, *_):
         return below(x, p, index_map, transform)
 
-    return record(Dropout, compute, Kind(_OPS, p, None, index_map, transform), input, None, None, None)
+    return record(Dropout, compute, Kind(_OPS, p, None, index_map, transform), input, None, None)
 
 
 @_kernel_of("feature_dropout")
@@ -56,7 +56,7 @@ def _feature_dropout(below, input, dims, p, rng_state, index_map=None, transform
         return below(x, dims, p, state, index_map, transform, residual)
 
     kind = Kind(_OPS, p, dims, index_map, transform)
-    return record(Dropout, compute, kind, input, residual, savable(rng_state), None)
+    return record(Dropout, compute, kind, input, residual, savable(rng_state))
 
 
 @_kernel_of("feature_dropout_seeded")
@@ -64,7 +64,7 @@ def _feature_dropout_seeded(below, input, dims, p, index_map=None, transform=Non
     def compute(x, residual, _):
         return below(x, dims, p, index_map, transform, residual)
 
-    return record(Dropout, compute, Kind(_OPS, p, dims, index_map, transform), input, residual, None, None)
+    return record(Dropout, compute, Kind(_OPS, p, dims, index_map, transform), input, residual, None)
 
 
 # In place where nothing is recorded; else the output, and torch's copy of it, which autograd knows.

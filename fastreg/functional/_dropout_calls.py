@@ -94,6 +94,8 @@ def _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual
         rng_state = reference.dropout.draw_state(input.device)
     else:
         reference.dropout.check_rng_state(rng_state, input, name)
+    if inplace and input.is_inference() and not torch.is_inference_mode_enabled():  # torch's copy_ writes, then raises
+        raise RuntimeError(f"{name}: input must not be an inference tensor where it is modified outside InferenceMode")
     on = reference.dropout if traced else autograd.dropout
     if dims is None:
         output = on.dropout(input, p, rng_state, None, index_map, transform)

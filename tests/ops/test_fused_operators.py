@@ -14,6 +14,8 @@ from tests.common import DEVICES, DTYPES, LAYOUTS, channels_last, contiguous, ex
 from tests.ops.fused_operands import EPS, NATIVE, STATE, C, exact, function, mask_of, operands, ops
 from tests.tolerances import assert_accurate
 
+pytestmark = pytest.mark.usefixtures("derivatives")
+
 
 def test_the_operators_know_the_activations_of_the_table():
     with pytest.raises(ValueError) as caught:
