@@ -77,7 +77,7 @@ def fused_at_any_size(monkeypatch):
 
 
 def kinds_of_derivatives():
-    """Those of this session: FASTREG_AUTOGRAD=python leaves no nodes in C++, and without an extension there are none."""
+    """Those of this session: FASTREG_AUTOGRAD=python leaves no nodes in C++; an extension may be lacking altogether."""
     in_python = pytest.param("python", marks=pytest.mark.not_on_kernels("Functions are tested over the CPU's kernels"))
     if not _extension.available("cpu"):
         return ["composed"]

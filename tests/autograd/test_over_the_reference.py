@@ -139,7 +139,7 @@ def test_state_made_in_inference_mode():
 
 def test_functions_keep_no_mask_without_extension():
     """Every kind of dropout, in place too; and what is refused is refused before anything is written."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.autograd.without_extension", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.autograd.without_extension", "-p", "no:cacheprovider"]
     files = ["tests/functional/test_dropout_memory.py", "tests/functional/test_dropout_refused.py"]
     chosen = ["-k", "sixteen or refused_in_place or inference_mode"]
     environment = {**os.environ, "FASTREG_EXPECT": "", "FASTREG_AUTOGRAD": ""}
