@@ -6,16 +6,18 @@
 - registered: formulas in Python by ``torch.library.register_autograd``, for comparison;
 - python: the Functions of fastreg/autograd, as with FASTREG_AUTOGRAD=python.
 
-On one thread of the CPU, in turn; of each the median of the rounds, and their 20 and 80 % quantiles.
+On one thread of the CPU, in turn, in time of that CPU, so that other programs hardly matter; of each the median of the
+rounds, and their 20 and 80 % quantiles.
 """
 
-import platform
 import statistics
+import time
 import timeit
 
 import torch
 from torch.library import Library, register_autograd
 
+from bench import environment
 from fastreg import functional as F
 from fastreg.autograd import operators
 
@@ -62,7 +64,7 @@ def cases():
 
 
 def microseconds(call):
-    return timeit.timeit(call, number=CALLS) / CALLS * 1e6
+    return timeit.timeit(call, timer=time.process_time, number=CALLS) / CALLS * 1e6
 
 
 def main():
@@ -77,7 +79,7 @@ def main():
                     results[way, case].append(time)
             if library is not None:
                 library._destroy()
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {list(SHAPE)}, us per call")
+    print(f"{environment.cpu_model()}, torch {torch.__version__}, {list(SHAPE)}, us per call")
     for (way, case), times in results.items():
         low, *_, high = statistics.quantiles(times, n=5)
         print(f"{case:12}{way:12}{statistics.median(times):8.1f}  ({low:.1f} to {high:.1f})")
