@@ -16,7 +16,7 @@ from fastreg.functional import _fused
 # Activations whose gradient PyTorch computes from the input, which it keeps; of the others it keeps the result.
 _FROM_INPUT = {"relu6", "leaky_relu", "prelu", "elu", "silu", "mish", "gelu", "gelu_tanh", "hardswish", "hardsigmoid"}
 # Activations whose derivative has two values: a bit per element is kept for the gradient.
-_OF_BITS = {"identity", "relu", "relu6", "leaky_relu", "hardsigmoid"}
+OF_BITS = {"identity", "relu", "relu6", "leaky_relu", "hardsigmoid"}
 _WITHOUT_SETTINGS = {
     cls: _activation.NAMED[names[0]]
     for cls, names in _activation.OF_MODULE.items()
@@ -86,7 +86,7 @@ def keeps_input(act: Act) -> bool:
 
 def keeps_bits(act: Act) -> bool:
     """Whether no more than a bit per element is kept for an activation after a sum."""
-    return act.activation.name in _OF_BITS
+    return act.activation.name in OF_BITS
 
 
 def is_cast(act: Act, input: Tensor) -> bool:
