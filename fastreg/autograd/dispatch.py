@@ -79,9 +79,9 @@ def saved_with_running_statistics(ctx) -> tuple[Tensor | None, ...]:
         if "modified by an inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            f"{error}\nbatch_norm in evaluation: if the tensor is one of its running statistics, a forward pass in "
+            f"{error} (batch_norm in evaluation: if the tensor is one of its running statistics, a forward pass in "
             "training has updated it since; the gradient of what was computed before is lost then: call backward "
-            "before that pass"
+            "before that pass)"
         ) from error
 
 
