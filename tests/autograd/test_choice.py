@@ -23,8 +23,6 @@ print(fastreg.functional.batch_norm_act(x, None, None, training=True).grad_fn.na
 """
 NODES = ["DropoutBackward", "BatchNormBackward", "ActDropoutBackward", "BatchNormActBackward"]
 
-pytestmark = pytest.mark.not_on_kernels("it is a matter of importing fastreg")
-
 
 def run(choice):
     environment = {**os.environ, "FASTREG_AUTOGRAD": choice}

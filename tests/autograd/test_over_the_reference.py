@@ -14,8 +14,6 @@ from fastreg.autograd import dropout as page
 from fastreg.reference import dropout as reference
 from tests.common import LAYOUTS, in_layout
 
-pytestmark = pytest.mark.not_on_kernels("nothing here comes to a kernel")
-
 P, STATE = 0.4, torch.tensor([5, 8])
 SHAPE = (4, 3, 5)
 TRANSFORM = (3.0, 0.5, 1.0)
