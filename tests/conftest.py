@@ -174,6 +174,23 @@ def leave_out(config, items, left_out, what):
         items[:] = [item for item in items if item in kept]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """Tells what was left out to the process whose worker this is, if it is one (pytest-xdist)."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = session.config.stash.get(LEFT_OUT, {})
+        output["left_out_files"] = sorted(session.config.stash.get(LEFT_OUT_FILES, set()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Each worker leaves the same out."""
+    output = getattr(node, "workeroutput", {})
+    node.config.stash.setdefault(LEFT_OUT, {}).update(output.get("left_out", {}))
+    node.config.stash.setdefault(LEFT_OUT_FILES, set()).update(output.get("left_out_files", []))
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for what, count in config.stash.get(LEFT_OUT, {}).items():
         terminalreporter.write_line(f"{count} tests {what}", yellow=True)
