@@ -28,6 +28,8 @@ class Derived:
 
 
 def _reduce(self, protocol):
+    if (reduce := nn.Module.__reduce_ex__) is not object.__reduce_ex__:  # python -m fastreg run has another for all
+        return reduce(self, protocol)
     recipe = _recipe(type(self))
     if recipe is None:  # a class that somebody else derived from one made here
         return super(_nearest(type(self)), self).__reduce_ex__(protocol)

@@ -19,7 +19,7 @@ LAYERS = (
     ("rng_states", "sharded_tensors", "sharding"),
     ("functional",),
     ("nn",),
-    ("conversion", "explanation", "export", "patching"),
+    ("composed_patch", "conversion", "explanation", "export", "patching"),
     ("calls",),
     ("", "__main__", "running"),
 )
