@@ -76,6 +76,27 @@ def fused_at_any_size(monkeypatch):
     monkeypatch.setattr(held, "SMALL", -1)
 
 
+def kinds_of_derivatives():
+    """Those of this session: FASTREG_AUTOGRAD=python leaves no nodes in C++; an extension may be lacking altogether."""
+    in_python = pytest.param("python", marks=pytest.mark.not_on_kernels("Functions are tested over the CPU's kernels"))
+    if not _extension.available("cpu"):
+        return ["composed"]
+    return [in_python] if _extension.differentiates_in_python() else ["cpp", in_python]
+
+
+@pytest.fixture(params=kinds_of_derivatives())
+def derivatives(request):
+    """What differentiates the operators: the nodes in C++, or, as with FASTREG_AUTOGRAD=python, fastreg.autograd."""
+    if request.param != "python" or _extension.differentiates_in_python():
+        yield request.param
+        return
+    from fastreg.autograd import operators
+
+    library = operators.use_functions()
+    yield request.param
+    library._destroy()
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the tests marked full, too")
 

@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from fastreg import ops, reference, rng_states, sharding
+from fastreg import autograd, ops, reference, rng_states, sharding
 from fastreg._extension import disabled
 from fastreg._routing import device_type, has_operators, is_sharded
 
@@ -89,16 +89,21 @@ def _drop_traced(input, p, inplace, rng_state, dims, transform, residual, index_
 
 def _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual, index_map):
     """Dropout of torch's operators: where no extension was built, and for the tracer of ``torch.jit``."""
-    if not is_compiling() and not torch.jit.is_tracing() and input.numel() == 0:
+    # Compilers and tracers see every step, and decide themselves what is kept for the backward pass.
+    traced = is_compiling() or torch.jit.is_tracing()
+    if not traced and input.numel() == 0:
         return input if residual is None else residual + input
     if rng_state is None:
         rng_state = reference.dropout.draw_state(input.device)
     else:
         reference.dropout.check_rng_state(rng_state, input, name)
+    if inplace and input.is_inference() and not torch.is_inference_mode_enabled():  # torch's copy_ writes, then raises
+        raise RuntimeError(f"{name}: input must not be an inference tensor where it is modified outside InferenceMode")
+    on = reference.dropout if traced else autograd.dropout
     if dims is None:
-        output = reference.dropout.dropout(input, p, rng_state, None, index_map, transform)
+        output = on.dropout(input, p, rng_state, None, index_map, transform)
     else:
-        output = reference.dropout.feature_dropout(input, dims, p, rng_state, index_map, transform, residual)
+        output = on.feature_dropout(input, dims, p, rng_state, index_map, transform, residual)
     return input.copy_(output) if inplace else output
 
 

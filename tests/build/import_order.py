@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fastreg"
 LAYERS = (
     ("_activation", "_extension", "_routing", "reference"),
     ("ops",),
+    ("autograd",),
     ("rng_states", "sharded_tensors", "sharding"),
     ("functional",),
     ("nn",),
