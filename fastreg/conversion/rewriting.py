@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fastreg.conversion import held
+from fastreg.conversion import control_flow, held
 from fastreg.conversion.liveness import Liveness, shared_names
 from fastreg.conversion.reading import Reading
 from fastreg.conversion.source import compiled, definition
@@ -34,8 +34,8 @@ HELPERS = {
         held.value,
         held.flush,
         held.finish,
-        held.iterate,
-        held.truth,
+        control_flow.iterate,
+        control_flow.truth,
         held.begin,
         held.runs_as_it_is,
     )
