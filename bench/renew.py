@@ -13,13 +13,13 @@ from pathlib import Path
 from bench import environment, quiet
 
 CORES = os.cpu_count()
-THREADS = {"timings": CORES, "end-to-end": CORES, "kernelbench": CORES, "training": 1, "studies": 1}
+THREADS = {"timings": CORES, "users": CORES, "end-to-end": CORES, "kernelbench": CORES, "training": 1, "studies": 1}
 
 
 def commands(part: str, folder: Path) -> list[list[str]]:
     """Of `python -m`, for a part whose results go to the folder."""
     threads = ["--device", "cpu", "--threads", str(THREADS[part])]
-    if part in ("timings", "end-to-end", "kernelbench"):
+    if part in ("timings", "users", "end-to-end", "kernelbench"):
         more = ["--more", "--minutes", "20"] if part == "timings" else []
         return [["bench", "--only", part, *threads, *more, "--out", str(folder)]]
     studies = ["fashion-dropout", "--study"] if part == "studies" else []
