@@ -75,11 +75,12 @@ def has_wide_vectors(kernel):
 def narrow_accesses(loop, width):
     """How many of less than 128 bits a loop has, but for gates.
 
-    The gates of a vector of eight elements are one byte, and no element is: so many bytes as vectors are loaded count
-    for nothing there. Whether the loop's path passes by them is the compiler's choice, a branch or a predicate.
+    The gates of a vector of eight or four elements are in one byte, and no element is: so many bytes as vectors are
+    loaded count for nothing there. Whether the loop's path passes by them is the compiler's choice, a branch or a
+    predicate.
     """
     gates = sum(i.streams == 8 for i in loop)
-    vectors = sass.wide_accesses(loop, sass.LOADS) if width == 8 else 0
+    vectors = sass.wide_accesses(loop, sass.LOADS) if width in (4, 8) else 0
     return sum(0 < i.streams < 128 for i in loop) - min(gates, vectors)
 
 

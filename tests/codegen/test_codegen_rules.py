@@ -290,7 +290,8 @@ class TestSass:
             ("k<half, 8>", ["LDG.E.U8 R8, [R6]", "STG.E.U8 [R6], R8"], 1),
             ("k<half, 8>", ["LDG.E.U16 R8, [R6]"], 1),
             ("k<half, 8>", ["LDG.E R8, [R6]", "LDG.E.U8 R9, [R6]"], 1),
-            ("k<float, 4>", ["LDG.E.U8 R8, [R6]"], 1),
+            ("k<float, 4>", ["LDG.E.U8 R8, [R6]"], 0),
+            ("k<double, 2>", ["LDG.E.U8 R8, [R6]"], 1),
         ],
     )
     def test_gates_are_a_byte_for_eight(self, kernel, narrow, expected):
