@@ -23,6 +23,8 @@ KEY := $(shell printf '%s' '$(TORCH) $(PIP_ARGS)' | cksum | cut -d' ' -f1)
 stamp = $(if $(VENV),$(VENV)/.$(1)-$(KEY))
 # ninja decides what to compile, so this runs each time.
 BUILD = $(PIP_INSTALL) --no-deps --no-build-isolation -e .
+# Threads that wait leave the processor to the other processes' tests.
+PYTEST = OMP_WAIT_POLICY=passive $(PY) -m pytest $$($(PY) -m tests.parallel $(JOBS))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -47,11 +49,11 @@ test-full: test  ## the same with every schedule, shape and architecture, which 
 
 py-test: $(call stamp,test) $(call stamp,bench)  ## the Python tests
 	$(BUILD)
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # What holds for the CPU backend has to hold for the CUDA kernels, run on the CPU: tests/conftest.py says which tests.
 kernel-test: $(call stamp,test) $(call stamp,bench)  ## those of operators, functions and modules, on the CUDA kernels in the host executor
-	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PY) -m pytest $(ARGS)
+	FASTREG_EXPECT=cpu FASTREG_TEST_KERNELS=host-executor MAX_JOBS=$(JOBS) $(PYTEST) $(ARGS)
 
 cpp-test: $(call stamp,torch)  ## the CUDA kernels on the CPU, under sanitizers, without Python
 	$(if $(VENV),PATH="$(abspath $(VENV))/bin:$$PATH" &&) cmake -S . -B build/cpp -G Ninja && \

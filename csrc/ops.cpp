@@ -36,6 +36,9 @@ TORCH_LIBRARY(fastreg, m) {
   m.def("dropout_seeded_(Tensor(a!) input, float p, SymInt[]? index_map=None, float[]? transform=None) -> Tensor",
         {at::Tag::needs_exact_strides, at::Tag::nondeterministic_seeded});
 
+  // The state that a call with an input on like's device would draw now, from its default generator or another one.
+  m.def("draw_rng_state(Tensor like, Generator? generator=None) -> Tensor", {at::Tag::nondeterministic_seeded});
+
   // One draw per index of the leading `dims` dimensions, counted logically, whatever the memory order: 1 for drop path,
   // 2 for dropout1d, 2d and 3d. index_map maps draws. With a residual, y = keep ? fma(x, scale, residual) : residual.
   m.def(

@@ -2,6 +2,8 @@
 
 FASTREG_DISABLE=1         do not load it: everything runs in torch's own functions
 FASTREG_EXPECT=cpu|cuda   a backend that is missing is an ImportError ("cuda": built and loaded; no GPU is needed)
+FASTREG_AUTOGRAD=cpp|python  what differentiates the compiled operators: the nodes in C++ (default), which take less
+                          time per call, or fastreg/autograd
 
 csrc/operators/results.cpp describes FASTREG_CPU_CACHE.
 """
@@ -73,10 +75,19 @@ def _describe(module):
     return {"backends": ["cpu", "cuda"] if info["cuda"] else ["cpu"], **info}
 
 
+def _unknown_autograd(choice):
+    if choice not in ("", "cpp", "python"):
+        return f"FASTREG_AUTOGRAD must be cpp or python, got {choice!r}"
+    return None
+
+
 _DISABLED = os.environ.get("FASTREG_DISABLE", "0") not in ("", "0")
 _module, _problem = (None, "FASTREG_DISABLE is set.") if _DISABLED else _load(_find(), torch.__version__)
 _info = _describe(_module)
+_AUTOGRAD = os.environ.get("FASTREG_AUTOGRAD", "")
 
+if unknown := _unknown_autograd(_AUTOGRAD):
+    raise ImportError(f"fastreg: {unknown}")
 if not _DISABLED:
     if missing := _missing(os.environ.get("FASTREG_EXPECT", ""), _info):
         raise ImportError(f"fastreg: {missing}: {_problem or REMEDY}")
@@ -92,6 +103,11 @@ def disabled() -> bool:
 def available(device_type: str) -> bool:
     """Whether compiled kernels for tensors on this type of device ("cpu", "cuda") are loaded."""
     return device_type in _info["backends"]
+
+
+def differentiates_in_python() -> bool:
+    """Whether FASTREG_AUTOGRAD asks for the derivatives of fastreg/autograd."""
+    return _AUTOGRAD == "python"
 
 
 def build_info() -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from fastreg import _extension
+from fastreg import _extension, patching
+from fastreg.composed_patch import NOTHING_DROPPED
 
-NOTHING_DROPPED = "nothing is dropped"  # csrc/operators/torch_patch.cpp: evaluation, p = 0, no elements
 _BATCH_NORM, _WITH_MASK = "batch_norm", "native_dropout"
 _STATE_BYTES = 16
 _OWN_FOLDERS = tuple(os.path.dirname(module.__file__) + os.sep for module in (torch, _extension))
@@ -38,10 +38,10 @@ class Calls:
         self.mask_bytes = 0
 
     def start(self):
-        _extension.module().observe_patched(self._count)
+        patching.observe(self._count)
 
     def stop(self):
-        _extension.module().observe_patched(None)
+        patching.observe(None)
 
     def _count(self, op, shape, dtype, element_size, device, draws, records, why_left):
         self.counts[Site(op, shape, _DTYPES.get(dtype, dtype), source_line(), why_left)] += 1

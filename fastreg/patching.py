@@ -10,7 +10,7 @@ import threading
 import torch
 from torch._subclasses.functional_tensor import FunctionalTensor
 
-from fastreg import _extension
+from fastreg import _extension, composed_patch
 from fastreg._routing import PLAIN_TYPES
 from fastreg.functional import _dropout, _dropout_calls
 
@@ -41,7 +41,19 @@ class _Patch:
             unpatch_torch()
 
 
-def patch_torch() -> _Patch:
+def refusal(force: bool) -> str | None:
+    """Why torch cannot be patched here, or only if that is forced; None where it can."""
+    if _extension.available("cpu") or (force and not _extension.disabled()):
+        return None
+    if _extension.disabled():
+        return f"{_extension.problem()} Everything is torch's own then"
+    return (
+        f"{_extension.problem()} Without compiled operators dropout would be far slower than torch's, so that nothing "
+        "is patched unless it is forced"
+    )
+
+
+def patch_torch(force: bool = False) -> _Patch:
     """Let torch's own dropout and batch norm compute with fastreg, wherever a program calls them.
 
     Functions of ``torch.nn.functional``, modules of ``torch.nn``, dropout within ``nn.LSTM`` and other recurrent
@@ -61,11 +73,17 @@ def patch_torch() -> _Patch:
     Not reached: dropout within cuDNN's recurrent layers and the fused attention kernels of CUDA, differentiated parts
     of ``torch.jit`` programs that were optimised, and what never calls these operators.
 
+    Without the extension dropout would be composed of many of torch's operators, and far slower than torch's own: that
+    is an error unless it is forced. Batch norm is torch's then, and so is dropout within ``torch.func``'s transforms.
+
+    Args:
+        force (bool): patch where no extension was built, too. Default: False.
+
     Returns:
         a context manager, whose end undoes this call: ``with fastreg.patch_torch(): ...``.
 
     Raises:
-        RuntimeError: fastreg was built without the extension, or is disabled.
+        RuntimeError: fastreg was built without the extension and force is False, or it is disabled.
 
     Example::
 
@@ -74,8 +92,13 @@ def patch_torch() -> _Patch:
     """
     global _patches
     with _lock:
+        if (why := refusal(force)) is not None:
+            raise RuntimeError(f"patch_torch: {why}")
         if _patches == 0:
-            _extension.module().patch_torch(_is_plain)
+            if _extension.available("cpu"):
+                _extension.module().patch_torch(_is_plain)
+            else:
+                composed_patch.patch()
             _forget(True)
         _patches += 1
     return _Patch()
@@ -93,8 +116,19 @@ def unpatch_torch() -> None:
             raise RuntimeError("unpatch_torch: torch must be patched, got no call of patch_torch before")
         _patches -= 1
         if _patches == 0:
-            _extension.module().unpatch_torch()
+            if _extension.available("cpu"):
+                _extension.module().unpatch_torch()
+            else:
+                composed_patch.unpatch()
             _forget(False)
+
+
+def observe(observer) -> None:
+    """Tell a function of each call of a patched operator; None: nobody is told."""
+    if _extension.available("cpu"):
+        _extension.module().observe_patched(observer)
+    else:
+        composed_patch.observe(observer)
 
 
 def _forget(patched):

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.compiler import is_compiling
 from torch.utils import checkpoint
 
@@ -17,15 +17,15 @@ from fastreg._routing import has_operators
 
 __all__ = ["checkpoint_contexts", "draw_rng_state", "record_rng_states", "replay_rng_states"]
 
-# Within the contexts below: what gives a call that draws its rng_state, for a device, and with kept=True one that the
-# asker gives again to a second call in the backward pass. None otherwise.
+# Within the contexts below: what gives a call that draws its rng_state, for a device and the call's own generator or
+# None, and with kept=True one that the asker gives again to a second call in the backward pass. None otherwise.
 source = None
 # Within fastreg.sharded_batch: what draws a state that all processes have. None otherwise.
 drawer = None
 
 
-def draw_rng_state(device: torch.device | str = "cpu") -> Tensor:
-    """Draw a random state from a device's generator as a dropout call draws its own.
+def draw_rng_state(device: torch.device | str = "cpu", generator: Generator | None = None) -> Tensor:
+    """Draw a random state from a generator as a dropout call draws its own.
 
     ``state = draw_rng_state(x.device); y = dropout(x, rng_state=state)`` drops what ``dropout(x)`` would have dropped,
     and leaves the generator as that does: on the CPU after one draw of 64 bits, on CUDA advanced by 8. There is no
@@ -34,22 +34,56 @@ def draw_rng_state(device: torch.device | str = "cpu") -> Tensor:
 
     Args:
         device (torch.device or str): "cpu" or a CUDA device. Default: "cpu".
+        generator (torch.Generator, optional): one of this device. Default: the device's own.
 
     Returns:
         Tensor: int64[2] on the device, (seed, offset) read as unsigned.
 
     Raises:
-        RuntimeError: torch knows no such device, or has none here.
+        TypeError: generator is no torch.Generator.
+        RuntimeError: torch knows no such device, or has none here; or generator is on another.
     """
     device = torch.device(device)
-    return draw_own(device) if drawer is None else drawer(device)
+    if generator is not None:
+        check_generator("draw_rng_state", generator, torch.empty(0, device=device).device)
+    return draw_own(device, generator) if drawer is None else drawer(device, generator)
 
 
-def draw_own(device: torch.device) -> Tensor:
+def draw_own(device: torch.device, generator: Generator | None = None) -> Tensor:
     """:func:`draw_rng_state` of this process alone."""
-    if has_operators(device.type) and not is_compiling():
-        return ops.dropout.draw_state(device)
-    return reference.dropout.draw_state(device)
+    # A compiler leaves its graph to draw from a generator that is given, and goes on after it.
+    if has_operators(device.type) and (generator is not None or not is_compiling()):
+        return ops.dropout.draw_state(device, generator)
+    return reference.dropout.draw_state(device, generator)
+
+
+def draw_for_call(device: torch.device, generator: Generator | None) -> Tensor:
+    """:func:`draw_rng_state` for a dropout call outside of the contexts below."""
+    _check_called_once(generator)
+    return draw_rng_state(device, generator)
+
+
+def _check_called_once(generator):
+    """torch.utils.checkpoint restores the devices' own generators, and no others, for its second call."""
+    if generator is not None and checkpoints():
+        raise RuntimeError(
+            "checkpoint: context_fn must be fastreg.checkpoint_contexts around dropout with a generator, of which the "
+            "backward pass would draw another mask, got a call without"
+        )
+
+
+def check_is_generator(name, generator):
+    if generator is not None and not isinstance(generator, Generator):
+        raise TypeError(f"{name}: generator must be a torch.Generator or None, got {type(generator).__name__}")
+
+
+def check_generator(name, generator, device, rng_state=None):
+    """Raise where a call with this rng_state, or none, on this device cannot draw from the generator."""
+    check_is_generator(name, generator)
+    if rng_state is not None:
+        raise ValueError(f"{name}: generator must be None where rng_state is given, got both")
+    if generator.device != device:
+        raise RuntimeError(f"{name}: generator must be on {device}, got one on {generator.device}")
 
 
 def use_source(give):
@@ -101,9 +135,11 @@ def record_rng_states() -> Iterator[list[Tensor]]:
     states = []
     graph_task = torch._C._current_graph_task_id()  # -1 outside of backward passes
 
-    def give(device, kept=False):
+    def give(device, generator=None, kept=False):
         refuse_to_compile("record_rng_states")
-        state = draw_rng_state(device)
+        if not kept:
+            _check_called_once(generator)
+        state = draw_rng_state(device, generator)
         if torch._C._current_graph_task_id() == graph_task:
             states.append(state)
         return state
@@ -116,7 +152,7 @@ def record_rng_states() -> Iterator[list[Tensor]]:
 def replay_rng_states(states: Iterable[Tensor]) -> Iterator[None]:
     """Give the dropout calls that would draw a random state these ones instead, in the order of the calls.
 
-    No generator is advanced. As many calls must be made as there are states.
+    No generator is advanced, also none that is a call's own. As many calls must be made as there are states.
 
     A function that ``torch.utils.checkpoint`` calls again in the backward pass, then outside of the context or in
     another order, would see other masks: such a function is refused, unless it enters the context itself, or is given
@@ -133,7 +169,7 @@ def replay_rng_states(states: Iterable[Tensor]) -> Iterator[None]:
     used = 0
     depth = checkpoints()
 
-    def give(device, kept=False):
+    def give(device, generator=None, kept=False):
         nonlocal used
         refuse_to_compile("replay_rng_states")
         if checkpoints() != depth and not kept:
@@ -173,9 +209,9 @@ def _first_call(states):
     """States are drawn as they are outside, and kept."""
     outer = source
 
-    def give(device, kept=False):
+    def give(device, generator=None, kept=False):
         refuse_to_compile("checkpoint_contexts")
-        states.append(draw_rng_state(device) if outer is None else outer(device, kept=True))
+        states.append(draw_rng_state(device, generator) if outer is None else outer(device, generator, kept=True))
         return states[-1]
 
     states.clear()
@@ -187,7 +223,7 @@ def _first_call(states):
 def _second_call(states):
     remaining = iter(states)
 
-    def give(device, kept=False):
+    def give(device, generator=None, kept=False):
         refuse_to_compile("checkpoint_contexts")
         state = next(remaining, None)
         if state is None:
@@ -208,7 +244,8 @@ def checkpoint_contexts(
     ``checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, context_fn=fastreg.checkpoint_contexts)``
     keeps the random state of each dropout, 16 bytes, in place of the states of all generators: without either, the
     second call draws other masks, and gradients are silently wrong. It holds for fastreg's dropouts, and for torch's
-    while it is patched; no generator is touched by the second call. Checkpoints may be nested, each with its own.
+    while it is patched; no generator is touched by the second call. Checkpoints may be nested, each with its own. For
+    dropout with a ``generator`` of its own, which torch does not restore, there is no other way.
 
     Args:
         context_fn (callable, optional): another pair of contexts, around these, such as

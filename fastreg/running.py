@@ -20,18 +20,20 @@ import weakref
 import torch
 
 import fastreg
-from fastreg import _extension
+from fastreg import patching
 from fastreg.calls import Calls
 from fastreg.conversion import held
+from fastreg.nn import derived
 
 USAGE = """\
-usage: python -m fastreg run [--convert] [--report] SCRIPT [ARGUMENTS ...]
-       python -m fastreg run [--convert] [--report] -m MODULE [ARGUMENTS ...]
+usage: python -m fastreg run [--convert] [--report] [--force] SCRIPT [ARGUMENTS ...]
+       python -m fastreg run [--convert] [--report] [--force] -m MODULE [ARGUMENTS ...]
 
 Runs a program with fastreg.patch_torch(): its dropout and batch norm are fastreg's, wherever they are called.
 
 --convert   also fastreg.convert each model, at its first call: layers that stand next to each other are fused
 --report    say at the end, on stderr, which calls were taken over, and which were left to torch and why
+--force     also where fastreg's extension was not built: dropout is far slower than torch's then
 """
 
 
@@ -46,11 +48,8 @@ def main(arguments):
             print(USAGE, end="")
             return
         start = _module(*program[1:]) if program[0] == "-m" else _script(*program)
-        if not _extension.available("cpu"):
-            raise _Refused(
-                f"{_extension.problem()} Without compiled operators dropout would be slower than torch's, so that "
-                "nothing is patched and nothing was run"
-            )
+        if (why := patching.refusal(options["force"])) is not None:
+            raise _Refused(f"{why} (--force), and nothing was run")
     except _Refused as refused:
         print(f"python -m fastreg run: {refused}", file=sys.stderr)
         sys.exit(2)
@@ -60,7 +59,7 @@ def main(arguments):
 
 def _parse(arguments):
     """([script, its arguments] or ["-m", module, its arguments], options); no program: help was asked for."""
-    options = {"convert": False, "report": False}
+    options = {"convert": False, "report": False, "force": False}
     for position, argument in enumerate(arguments):
         if argument in ("-h", "--help"):
             return None, options
@@ -71,7 +70,7 @@ def _parse(arguments):
         if not argument.startswith("-"):
             return (argument, arguments[position + 1 :]), options
         if argument.removeprefix("--") not in options:
-            raise _Refused(f"options must be --convert, --report or -m, got {argument}\n{USAGE}")
+            raise _Refused(f"options must be --convert, --report, --force or -m, got {argument}\n{USAGE}")
         options[argument.removeprefix("--")] = True
     raise _Refused(f"there must be a script or a module to run, got none\n{USAGE}")
 
@@ -144,9 +143,9 @@ def _from_the_program_on(show, path, kind, error, traceback):
 # ---- what is done to torch
 
 
-def begin(convert, report):
+def begin(convert, report, force):
     """Patch torch for the rest of the process, and for processes that it spawns."""
-    fastreg.patch_torch()
+    fastreg.patch_torch(force)
     converted = _convert_at_first_call() if convert else []
     if report:
         calls = Calls()
@@ -156,7 +155,7 @@ def begin(convert, report):
 
     def get_preparation_data(name):
         data = prepare(name)
-        data["sys_argv"] = _Argv(data["sys_argv"], convert, report)
+        data["sys_argv"] = _Argv(data["sys_argv"], convert, report, force)
         return data
 
     multiprocessing.spawn.get_preparation_data = get_preparation_data
@@ -173,14 +172,14 @@ class _Argv(list):
         return _received, (list(self), *self.options)
 
 
-def _received(argv, convert, report):
-    begin(convert, report)
+def _received(argv, *options):
+    begin(*options)
     return argv
 
 
 def _convert_at_first_call():
     """Returns a list to which the reports of converted models are added."""
-    call, seen, reports = torch.nn.Module.__call__, weakref.WeakSet(), []
+    call, seen, reported, reports = torch.nn.Module.__call__, weakref.WeakSet(), weakref.WeakSet(), []
 
     @functools.wraps(call)
     def convert_and_call(self, *arguments, **keywords):
@@ -189,12 +188,21 @@ def _convert_at_first_call():
             if not isinstance(self, torch.jit.ScriptModule):
                 fastreg.convert(self)
                 report = fastreg.report(self)
-                if report.replaced or report.fused:
+                if (report.replaced or report.fused) and self not in reported:
                     reports.append((type(self).__name__, report))
+                    reported.add(self)
         return call(self, *arguments, **keywords)
+
+    def reduce_as_it_was(self, protocol):
+        """What the program saves or copies is what it would be, and is converted, as the copy is, at its next call."""
+        derived.restore(self)
+        seen.discard(self)
+        reduce = type(self).__reduce_ex__
+        return object.__reduce_ex__(self, protocol) if reduce is reduce_as_it_was else reduce(self, protocol)
 
     held.CALLS.add(convert_and_call)
     torch.nn.Module.__call__ = convert_and_call
+    torch.nn.Module.__reduce_ex__ = reduce_as_it_was
     return reports
 
 

@@ -48,18 +48,20 @@ def _strides_in(order, shape):
 # ---- dropout
 
 
-def dropout(name, input, rng_state, dims, residual, apply) -> DTensor:
+def dropout(name, input, rng_state, generator, dims, residual, apply) -> DTensor:
     """apply(local, rng_state, strides, index_map, residual) of the part that lies here; results joined.
 
-    rng_state: the same everywhere. Default: the next of sharded_batch; without that, drawn by the mesh's first device
-    and told to the others.
+    rng_state: the same everywhere. Default: the next of sharded_batch; without that, each device draws one, from its
+    generator, and all take that of the mesh's first.
     """
     input = _divided(input)
     mesh, placements = input.device_mesh, input.placements
     _, starts = compute_local_shape_and_global_offset(input.shape, mesh, placements)
     local = input.to_local()
+    if generator is not None:
+        rng_states.check_generator(name, generator, local.device, rng_state)
     if rng_state is None:
-        rng_state = _state_of(mesh, local.device)
+        rng_state = _state_of(mesh, local.device, generator)
     else:
         check_rng_state(rng_state, local, name)
     order = sharding.memory_order(input.shape, input.stride())
@@ -75,10 +77,10 @@ def dropout(name, input, rng_state, dims, residual, apply) -> DTensor:
     return _joined(output, input, _strides_in(order, input.shape))
 
 
-def _state_of(mesh, device):
+def _state_of(mesh, device, generator):
     if rng_states.source is not None:
-        return rng_states.source(device)
-    state = rng_states.draw_rng_state(device)
+        return rng_states.source(device, generator)
+    state = rng_states.draw_for_call(device, generator)
     for dimension in range(mesh.ndim):
         torch.distributed.broadcast(state, group=mesh.get_group(dimension), group_src=0)
     return state

@@ -73,8 +73,8 @@ def sharded_batch(
 
     Raises:
         ValueError: rows is negative, or not one number per rank; or a tensor's size is no multiple of this rank's.
-        RuntimeError: a call within a function of ``torch.utils.checkpoint`` that did not enter the context itself, or
-            in code that ``torch.compile`` compiles.
+        RuntimeError: a call within a function of ``torch.utils.checkpoint`` that did not enter the context itself, in
+            code that ``torch.compile`` compiles, or with a ``generator``.
 
     Example::
 
@@ -131,8 +131,13 @@ class _Batch:
         self.step = torch.tensor([0, 8], device=device)
         return rows
 
-    def draw(self, device, kept=False):
+    def draw(self, device, generator=None, kept=False):
         """The state of the next call, the same on all ranks."""
+        if generator is not None:
+            raise RuntimeError(
+                "sharded_batch: generator must be None within, where all processes have the states of one, got "
+                "a torch.Generator"
+            )
         rng_states.refuse_to_compile("sharded_batch")
         if rng_states.checkpoints() != self.checkpoints:
             raise RuntimeError(

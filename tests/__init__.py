@@ -1,6 +1,6 @@
 """The tests, in folders that mirror what they test.
 
-functional, nn, ops, conversion, reference   of the packages of these names
+functional, nn, ops, autograd, conversion, reference   of the packages of these names
 cpu, cuda          what one backend alone shows: threads, instruction sets, caches; tiers, plans, streams
 transforms         torch.compile, torch.export, torch.func, whatever is tested under them
 distributed        several processes, and tensors that are parts of larger ones

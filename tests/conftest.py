@@ -76,6 +76,27 @@ def fused_at_any_size(monkeypatch):
     monkeypatch.setattr(held, "SMALL", -1)
 
 
+def kinds_of_derivatives():
+    """Those of this session: FASTREG_AUTOGRAD=python leaves no nodes in C++; an extension may be lacking altogether."""
+    in_python = pytest.param("python", marks=pytest.mark.not_on_kernels("Functions are tested over the CPU's kernels"))
+    if not _extension.available("cpu"):
+        return ["composed"]
+    return [in_python] if _extension.differentiates_in_python() else ["cpp", in_python]
+
+
+@pytest.fixture(params=kinds_of_derivatives())
+def derivatives(request):
+    """What differentiates the operators: the nodes in C++, or, as with FASTREG_AUTOGRAD=python, fastreg.autograd."""
+    if request.param != "python" or _extension.differentiates_in_python():
+        yield request.param
+        return
+    from fastreg.autograd import operators
+
+    library = operators.use_functions()
+    yield request.param
+    library._destroy()
+
+
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the tests marked full, too")
 
@@ -151,6 +172,23 @@ def leave_out(config, items, left_out, what):
         config.hook.pytest_deselected(items=left_out)
         kept = set(items).difference(left_out)
         items[:] = [item for item in items if item in kept]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """Tells what was left out to the process whose worker this is, if it is one (pytest-xdist)."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = session.config.stash.get(LEFT_OUT, {})
+        output["left_out_files"] = sorted(session.config.stash.get(LEFT_OUT_FILES, set()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Each worker leaves the same out."""
+    output = getattr(node, "workeroutput", {})
+    node.config.stash.setdefault(LEFT_OUT, {}).update(output.get("left_out", {}))
+    node.config.stash.setdefault(LEFT_OUT_FILES, set()).update(output.get("left_out_files", []))
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -1,5 +1,5 @@
 // The derivatives of dropout with what stands next to it, for every backend, as nodes in C++.
-// fastreg/ops/act_dropout.py has the second derivatives.
+// fastreg/autograd/act_dropout.py has the second derivatives.
 //
 // What is kept: the input, the bias, and 16 bytes of random state; with the identity, whose derivative is dropout's
 // own, the state alone.

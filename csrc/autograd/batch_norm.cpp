@@ -1,5 +1,5 @@
 // The derivatives of batch norm, for every backend, as nodes in C++: in small calls the overhead is the cost.
-// fastreg/ops/batch_norm.py has the formulas of the second derivatives.
+// fastreg/autograd/batch_norm.py has the formulas of the second derivatives.
 #include <torch/library.h>
 
 #include "autograd/node.h"

@@ -1,5 +1,5 @@
 // The derivatives of batch norm with what stands next to it, for every backend, as nodes in C++.
-// fastreg/ops/batch_norm_act.py has the second derivatives.
+// fastreg/autograd/batch_norm_act.py has the second derivatives.
 //
 // What is kept beside the input, the statistics and the parameters: 16 bytes of random state where there is a dropout;
 // and where the activation has a derivative to be told, with a residual, the gate (the derivative in a bit per

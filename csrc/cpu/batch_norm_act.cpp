@@ -107,8 +107,7 @@ auto fused_work(const Tensor& dy, const Tensor& x, const Tensor& y, const CpuFus
     T* dz = nullptr;
     const bool is_relus = fusion.act.kind == ActivationKind::relu && fusion.pre_act.kind == ActivationKind::identity &&
                           !fusion.residual.defined() && !fusion.drops;
-    if (std::is_same_v<T, C> && p.sums_first && dx.defined() && !is_relus)
-      dz = data<T>(dresidual.defined() ? dresidual : dx);
+    if (p.sums_first && dx.defined() && !is_relus) dz = data<T>(dresidual.defined() ? dresidual : dx);
     const Epilogue<T> epilogue = {fusion.pre_act,
                                   fusion.act,
                                   slopes ? (*slopes)[0] : nullptr,

@@ -25,6 +25,12 @@ inline constexpr int64_t kMostInGroup = 32;
 // Of so few rows each column is worked through as a whole, columns next to each other together.
 inline constexpr int64_t kFewRows = 128;
 
+// f(first, last) over ranges of the tasks that so many elements are divided into.
+template <class F>
+void for_each_range(int64_t tasks, int64_t elements, F&& f) {
+  at::parallel_for(0, tasks, std::max<int64_t>(1, kChunk * tasks / elements), f);
+}
+
 // How the elements are cut into tasks: where a channel's elements can stay in the cache from one reading to the next,
 // all those of a group of channels, else chunks of them: in the rows layout of rows, in the planes layout, where
 // channels are few, of one channel's elements, numbered channel-major.
@@ -77,8 +83,14 @@ struct Partition {
   // f(first, last) over ranges of tasks.
   template <class F>
   void for_each(F&& f) const {
-    const int64_t elements = layout.per_channel() * layout.channels;
-    at::parallel_for(0, tasks(), std::max<int64_t>(1, kChunk * tasks() / elements), f);
+    for_each_range(tasks(), layout.per_channel() * layout.channels, f);
+  }
+  // f(section) for all elements, in any order.
+  template <class F>
+  void for_each_section(F&& f) const {
+    for_each([&](int64_t first, int64_t last) {
+      for (int64_t task = first; task < last; ++task) f(task_is_group() ? group_section(task) : section(task));
+    });
   }
   // f(section) for the sections, of one channel each, that one of several channels consists of, in the planes layout.
   template <class F>
@@ -87,13 +99,6 @@ struct Partition {
     for (int64_t begin = s.begin; begin < s.end; begin += block)
       for (int64_t c = s.channel; c < s.channel + s.together; ++c)
         f(section(c, c + 1, begin, std::min(begin + block, s.end)));
-  }
-  // f(section) for all elements, in any order.
-  template <class F>
-  void for_each_section(F&& f) const {
-    for_each([&](int64_t first, int64_t last) {
-      for (int64_t task = first; task < last; ++task) f(task_is_group() ? group_section(task) : section(task));
-    });
   }
 
  private:
@@ -121,6 +126,29 @@ struct Partition {
     return std::min(columns, channels);
   }
 };
+
+// f(section) for all elements, of the planes layout, in the order of memory: where nothing is read twice, that is what
+// the processor expects.
+template <class F>
+void for_each_section_in_memory(const ChannelLayout& l, F&& f) {
+  const int64_t channels = std::clamp(kChunk / l.size, int64_t(1), l.channels);
+  const int64_t samples = std::clamp(kChunk / (l.size * l.channels), int64_t(1), l.planes);
+  const int64_t chunk = std::min(kChunk, l.size);  // of a plane
+  const auto parts = [](int64_t all, int64_t each) { return (all + each - 1) / each; };
+  const int64_t groups = parts(l.channels, channels), chunks = parts(l.size, chunk);
+  const Planes planes = {l.planes, l.channels, l.size, false, false};
+  for_each_range(parts(l.planes, samples) * groups * chunks, l.per_channel() * l.channels,
+                 [&](int64_t first, int64_t last) {
+                   for (int64_t task = first; task < last; ++task) {
+                     const int64_t channel = task / chunks % groups * channels;
+                     const int64_t sample = task / chunks / groups * samples, begin = task % chunks * chunk;
+                     const int64_t end =
+                         chunks > 1 ? std::min(begin + chunk, l.size) : std::min(samples, l.planes - sample) * l.size;
+                     f(Section{false, planes, channel, sample * l.size + begin, sample * l.size + end,
+                               std::min(channels, l.channels - channel)});
+                   }
+                 });
+}
 
 // `rows` arrays of padded(channels) values, zero to begin with.
 template <class V>

@@ -260,7 +260,9 @@ void eval_in_passes(const ChannelLayout& layout, const Tensor& x, const Affine& 
     const Coefficients<C> coefficients(4, channels);
     const auto forward = read_coefficients(coefficients, channels, affine, statistics, invstd[0]);
     coefficients.repeat();
-    partition.for_each_section([&](const Section& s) { work.normalize(s, forward); });
+    const auto normalize = [&](const Section& s) { work.normalize(s, forward); };
+    if (layout.channels_last) return partition.for_each_section(normalize);
+    for_each_section_in_memory(layout, normalize);
   });
 }
 

@@ -31,8 +31,8 @@ struct DropoutBackend {
     }
 
     // The seed is the value that torch.randint(-2**63, 2**63 - 1, ()) would have drawn in its place.
-    State drawn(at::Tensor& rng_state) const {
-      auto* generator = at::check_generator<at::CPUGeneratorImpl>(at::detail::getDefaultCPUGenerator());
+    State drawn(at::Tensor& rng_state, const std::optional<at::Generator>& given) const {
+      auto* generator = at::get_generator_or_default<at::CPUGeneratorImpl>(given, at::detail::getDefaultCPUGenerator());
       const std::lock_guard<std::mutex> lock(generator->mutex_);
       const State state = {generator->random64() % ~uint64_t(0) - (uint64_t(1) << 63), 0};
       auto* values = rng_state.mutable_data_ptr<int64_t>();

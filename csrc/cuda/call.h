@@ -49,9 +49,11 @@ inline bool is_capturing() {
   return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
 }
 
-// The next state of the current device's generator, safe to capture in a CUDA graph.
-inline StateSource next_random_state() {
-  auto* generator = at::check_generator<at::CUDAGeneratorImpl>(at::cuda::detail::getDefaultCUDAGenerator());
+// The next state of a generator, none: the current device's own. Safe to capture in a CUDA graph, where it is
+// registered.
+inline StateSource next_random_state(const std::optional<at::Generator>& given) {
+  auto* generator =
+      at::get_generator_or_default<at::CUDAGeneratorImpl>(given, at::cuda::detail::getDefaultCUDAGenerator());
   const std::lock_guard<std::mutex> lock(generator->mutex_);
   const at::PhiloxCudaState philox = generator->philox_cuda_state(kStateAdvance);
   StateSource state;

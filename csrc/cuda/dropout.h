@@ -33,8 +33,8 @@ struct DropoutBackend {
       return state;
     }
 
-    State drawn(at::Tensor& rng_state) const {
-      State state = next_random_state();
+    State drawn(at::Tensor& rng_state, const std::optional<at::Generator>& generator) const {
+      State state = next_random_state(generator);
       state.used = rng_state.mutable_data_ptr<int64_t>();
       return state;
     }

@@ -3,13 +3,15 @@
 // A Backend provides
 //   Call(input)                  makes input's device current while it lives, and holds what launches need
 //   call.given(rng_state)     -> State of a tensor that the caller gave
-//   call.drawn(rng_state)     -> State drawn from the device's generator, recorded in the new tensor rng_state
+//   call.drawn(rng_state, generator) -> State drawn from the generator, none: the device's own; recorded in the new
+//                                tensor rng_state, on CUDA by the launch that uses it
 //   call.apply(x, y, drop)       y = dropout(x), both dense, in the same memory order, maybe the same memory;
 //                                drop: DropoutCall<State>
 //   call.apply_features(x, residual, y, features, drop)   the same with a FeatureMap's draws; residual: in the memory
 //                                order of x and y, or undefined
 #pragma once
 
+#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -43,11 +45,11 @@ class Drop {
     call.state = backend.given(rng_state);
   }
 
-  at::Tensor draw() {
+  at::Tensor draw(const std::optional<at::Generator>& generator = std::nullopt) {
     const auto options = at::TensorOptions().dtype(at::kLong).device(input_.device());
     if (!is_random_) return at::zeros({2}, options);
     at::Tensor rng_state = at::empty({2}, options);
-    call.state = backend.drawn(rng_state);
+    call.state = backend.drawn(rng_state, generator);
     return rng_state;
   }
 
@@ -189,6 +191,16 @@ class DropoutOperators {
     return rng_state;
   }
 
+  static Tensor draw_rng_state(const Tensor& like, const std::optional<at::Generator>& generator) {
+    TORCH_CHECK(!generator || generator->device() == like.device(), "draw_rng_state: generator must be on ",
+                like.device(), ", got one on ", generator->device());
+    const Tensor one = at::empty({1}, like.options());
+    Drop<Backend> drop("draw_rng_state", one, 0.5, 1, std::nullopt, std::nullopt);
+    Tensor rng_state = drop.draw(generator);
+    drop.backend.apply(one, one, drop.call);
+    return rng_state;
+  }
+
   static Tensor feature_dropout(const Tensor& input, int64_t dims, double p, const Tensor& rng_state,
                                 MaybeInts index_map, MaybeDoubles transform, const MaybeTensor& residual) {
     Operation operation(input, dims, p, index_map, transform, residual);
@@ -224,6 +236,7 @@ class DropoutOperators {
     m.impl("dropout_", TORCH_FN(dropout_));
     m.impl("dropout_seeded", TORCH_FN(dropout_seeded));
     m.impl("dropout_seeded_", TORCH_FN(dropout_seeded_));
+    m.impl("draw_rng_state", TORCH_FN(draw_rng_state));
     m.impl("feature_dropout", TORCH_FN(feature_dropout));
     m.impl("feature_dropout_", TORCH_FN(feature_dropout_));
     m.impl("feature_dropout_seeded", TORCH_FN(feature_dropout_seeded));

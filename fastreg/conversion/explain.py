@@ -11,24 +11,7 @@ from torch import nn
 from fastreg.conversion import sites
 from fastreg.conversion.convert import convert
 from fastreg.conversion.report import report
-
-# Times that a tensor of a site's size is read or written in a training step, forward plus backward, by PyTorch's single
-# operations. Batch norm reads twice and writes; then reads input and gradient twice and writes. An activation reads and
-# writes; then reads two and writes. A sum reads two and writes; its gradient is passed on. Dropout reads and writes
-# each way (and moves a mask, not counted here).
-NORM, ACTIVATION, ADDITION, DROPOUT = 3 + 5, 2 + 3, 3 + 0, 2 + 2
-
-
-def accesses(norm: bool, activations: int, residual: bool, drop: bool) -> tuple[int, int]:
-    """Accesses of a training step to tensors of a site's size: by single operations, and by one kernel each way.
-
-    One kernel accesses what its first operation does alone. It reads the residual besides, and after a batch norm
-    writes the residual's gradient, where that is not simply the gradient that it was given.
-    """
-    single = norm * NORM + activations * ACTIVATION + residual * ADDITION + drop * DROPOUT
-    fused = NORM if norm else ACTIVATION if activations else DROPOUT
-    changed = norm and (activations > 0 or drop)
-    return single, fused + residual * (1 + changed)
+from fastreg.conversion.traffic import accesses
 
 
 def traffic(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:

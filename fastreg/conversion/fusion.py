@@ -22,6 +22,16 @@ class Fused(Derived):
         return rewritten_methods(original)
 
 
+class FusedInTraining(Fused):
+    """One that had nothing to fuse in evaluation, where its forward costs what it did."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def methods(original):
+        return rewritten_methods(original, in_training_only=True)
+
+
 @dataclass
 class Sites:
     """What there is to fuse in a forward.
@@ -41,15 +51,16 @@ def sites_of(module: nn.Module) -> Sites:
         Unreadable: forward cannot be rewritten.
     """
     methods, sites = _methods(module), Sites()
-    for training in (True, False) if "forward" in methods else ():
+    modes = (True,) if isinstance(module, FusedInTraining) else (True, False)
+    for training in modes if "forward" in methods else ():
         found, unknown = read(module, methods, training)
         sites.unknown += unknown
         calls = Counter()
         for layer, parts in found:
             calls[layer] += 1
-            known, *modes = sites.fused.get((layer, calls[layer]), (parts, False, False))
-            modes[not training] = True
-            sites.fused[layer, calls[layer]] = known, *modes
+            known, *found_in = sites.fused.get((layer, calls[layer]), (parts, False, False))
+            found_in[not training] = True
+            sites.fused[layer, calls[layer]] = known, *found_in
     return sites
 
 
@@ -60,20 +71,22 @@ def _methods(module):
         return {}
     if not any(True for _ in module.children()):
         return {}
-    fused = next((base for base in cls.__mro__ if kind_and_original(base)[0] is Fused), None)
+    fused = next((base for base in cls.__mro__ if kind_and_original(base)[0] in FUSED), None)
     if fused is not None:
         return vars(fused)
     check_derivable(cls)
     return rewritten_methods(cls)
 
 
+FUSED = (Fused, FusedInTraining)
 _LAYERS = (layers.Subclass, layers.NormWithAct, nn.modules.batchnorm._NormBase)
 
 
 def fuse(module: nn.Module) -> None:
     """Make the module's class one that fuses, if there is anything to fuse in its forward."""
     try:
-        if sites_of(module).fused:
-            exchange(module, derive(Fused, type(module)))
+        if fused := sites_of(module).fused:
+            in_evaluation = any(evaluation for _, _, evaluation in fused.values())
+            exchange(module, derive(Fused if in_evaluation else FusedInTraining, type(module)))
     except Unreadable:
         pass

@@ -21,6 +21,7 @@ from torch.utils._device import DeviceContext
 
 from fastreg._routing import PLAIN_TYPES
 from fastreg.conversion import layers, sites
+from fastreg.nn.derived import SMALL_INPUT
 
 
 class Abstract:
@@ -76,10 +77,21 @@ def _run(held: Held) -> None:
     held.residual = None  # no tensor is kept longer than it would be
 
 
-def begin() -> list:
-    """The slot of a run of a forward: what is held, and the most elements of small tensors; -1 where sizes are not to
-    be asked for, as they may be symbolic."""
-    return [None, -1 if is_compiling() or _is_tracing() else SMALL]
+def begin(module: nn.Module | None = None, x=None) -> list:
+    """The slot of a run of a forward: what is held; the most elements of small tensors, -1 where sizes are not to be
+    asked for, as they may be symbolic; whether there may have been larger ones; and, if there were none, the module
+    whose forward it is and the elements of x, its first argument, to be remembered."""
+    most = -1 if is_compiling() or _is_tracing() else SMALL
+    if most < 0 or type(x) is not Tensor or not x.is_cpu:
+        return [None, most, True, None, 0]
+    return [None, most, False, module, x.numel()]
+
+
+def runs_as_it_is(module: nn.Module, x) -> bool:
+    """Whether a forward of this first argument would find nothing that pays to be held, as far as is remembered."""
+    if is_compiling() or type(x) is not Tensor or _is_tracing():
+        return False
+    return x.numel() <= module.__dict__.get(SMALL_INPUT, -1) and x.is_cpu
 
 
 def flush(slot: list) -> None:
@@ -103,6 +115,9 @@ def value(slot: list, x):
 def finish(slot: list, x=None):
     """What a forward returns: the value of x, with nothing left to run."""
     flush(slot)
+    if not slot[2]:
+        remembered = slot[3].__dict__
+        remembered[SMALL_INPUT] = max(slot[4], remembered.get(SMALL_INPUT, 0))
     return x.value if type(x) is Held else x
 
 
@@ -136,13 +151,15 @@ def call(slot: list, f, x):
     step, forward, single = STEPS.get(cls) or _classify(cls)
     if step is None or (forward is not None and (cls.forward is not forward or cls.__call__ not in CALLS)):
         return _plain(slot, f, x)
-    if single and slot[0] is None:
-        if type(x) is Tensor:
-            if slot[1] >= 0 and x.numel() <= slot[1] and x.is_cpu:
-                return f(x)
-        elif type(x) is Held and _is_small(slot, x.value):
-            x.fresh = False
-            return f(x.value)
+    if single:
+        if slot[0] is None:
+            if type(x) is Tensor:
+                if slot[1] >= 0 and x.numel() <= slot[1] and x.is_cpu:
+                    return f(x)
+            elif type(x) is Held and _is_small(slot, x.value):
+                x.fresh = False
+                return f(x.value)
+        slot[2] = True
     return step(slot, f, x)
 
 
@@ -208,39 +225,6 @@ def _with_residual(slot, a, b):
     if held.norm is None:
         flush(slot)
     return held
-
-
-def truth(slot: list, x) -> bool:
-    """bool(x); where that may run code, or read what somebody writes to, what is held runs before."""
-    if type(x) not in _QUIET_TRUTHS and not _is_plain_module(x):
-        flush(slot)
-    return bool(x)
-
-
-def _is_plain_module(x):
-    cls = type(x)
-    if not isinstance(x, nn.Module) or hasattr(cls, "__bool__"):
-        return False
-    return getattr(cls, "__len__", None) in _QUIET_LENGTHS
-
-
-def iterate(slot: list, iterable):
-    """The items of iterable; where its own code is not known, what is held runs before each."""
-    if type(iterable) in _QUIET_ITERABLES or getattr(type(iterable), "__iter__", None) in _QUIET_ITERATIONS:
-        return iterable
-    return _flushing(slot, iterable)
-
-
-def _flushing(slot, iterable):
-    for item in iterable:
-        yield item
-        flush(slot)
-
-
-_QUIET_TRUTHS = {type(None), bool, int, float, str, list, tuple, dict, FunctionType}
-_QUIET_LENGTHS = {None, nn.Sequential.__len__, nn.ModuleList.__len__, nn.ModuleDict.__len__}
-_QUIET_ITERABLES = {list, tuple, range}
-_QUIET_ITERATIONS = {nn.ModuleList.__iter__, nn.Sequential.__iter__}
 
 
 # One step for each kind of module. Each gets what is held, or a value, as x.

@@ -5,7 +5,7 @@ Other libraries' classes are told by where they are defined, so that none is imp
 
 import functools
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import gelu, mish
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -249,6 +249,11 @@ def drop_probability(module: nn.Module) -> float | None:
     if (type(p) is not float and type(p) is not int) or not 0.0 <= p <= 1.0:
         return None
     return p if not setting or getattr(module, setting, needed) == needed else None
+
+
+def generator_of(module: nn.Module | None) -> Generator | None:
+    """What a dropout of fastreg's, or None, draws from in place of the device's own generator."""
+    return None if module is None else module.__dict__.get("generator")
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fastreg.conversion import layers
-from fastreg.conversion.held import Abstract, Held
+from fastreg.conversion.held import Abstract, Held, begin
 from fastreg.conversion.rewriting import DEFINITION, HELPERS, SLOT
 
 _DEPTH = 8  # of methods that call each other
@@ -45,7 +45,7 @@ def read(module: nn.Module, methods: dict[str, Callable], training: bool) -> tup
 class _Reader:
     def __init__(self, module, methods, tensor, unknown, depth):
         self.module, self.methods, self.tensor, self.unknown, self.depth = module, methods, tensor, unknown, depth
-        self.slot = [None, -1]
+        self.slot = begin()
         self.names = {SLOT: self.slot}
 
     def run(self, name):
@@ -122,7 +122,7 @@ class _Reader:
         for body in blocks:
             clones = {}
             self.names = {name: _clone(value, clones) for name, value in names.items()}
-            self.slot = [_clone(slot[0], clones), -1]
+            self.slot = [_clone(slot[0], clones), *slot[1:]]
             self.names[SLOT] = self.slot
             try:
                 self.block(body)

@@ -55,7 +55,8 @@ class Reading:
         return isinstance(node, ast.Tuple) and self._all(*node.elts)
 
     def is_quiet_test(self, node) -> bool:
-        """Whether to evaluate a test has no effect, once what it asks the truth of are :func:`held.truth` calls."""
+        """Whether to evaluate a test has no effect, once what it asks the truth of are calls of
+        :func:`control_flow.truth`."""
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             return self.is_quiet_test(node.operand)
         if isinstance(node, ast.BoolOp):

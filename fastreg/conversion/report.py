@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fastreg import _activation
-from fastreg.conversion import layers
+from fastreg.conversion import layers, traffic
 from fastreg.conversion.classes import check_module
 from fastreg.conversion.draws import drawn_within, functions_called
-from fastreg.conversion.fusion import Fused, Sites, sites_of
+from fastreg.conversion.fusion import FUSED, Fused, Sites, sites_of
 from fastreg.nn.derived import CONVERTED, Derived, Unreadable, kind_and_original, original_of, undone
 
 
@@ -30,11 +30,23 @@ class FusedSite:
     def __str__(self):
         return " + ".join(self.parts)
 
+    @property
+    def kept(self) -> list[str]:
+        """What it keeps for the backward pass, beside a few numbers per channel."""
+        return traffic.kept(self.parts) if self.training else []
 
-def _in_modes(site):
-    if site.training and site.evaluation:
-        return str(site)
-    return f"{site}, in {'training' if site.training else 'evaluation'} alone"
+    @property
+    def accesses(self) -> tuple[int, int]:
+        """Accesses to tensors of its size in a training step, or where it is fused in evaluation alone in a forward
+        pass: by PyTorch's single operations, and by the one function."""
+        return traffic.accesses_of(self.parts, self.training)
+
+
+def _described(site):
+    modes = "" if site.training and site.evaluation else f", in {'training' if site.training else 'evaluation'} alone"
+    keeps = f"keeps {', '.join(site.kept)}; " if site.kept else ""
+    single, fused = site.accesses
+    return f"{site}{modes} ({keeps}accesses memory {fused} times for {single})"
 
 
 @dataclass
@@ -54,7 +66,7 @@ class Report:
         lines = [f"{len(self.replaced)} layers replaced"]
         lines += [f"    {count:5} {name}" for name, count in Counter(self.replaced.values()).most_common()]
         lines += [f"{len(self.fused)} sites fused"]
-        lines += [f"    {count:5} {parts}" for parts, count in Counter(map(_in_modes, self.fused)).most_common()]
+        lines += [f"    {count:5} {parts}" for parts, count in Counter(map(_described, self.fused)).most_common()]
         lines += [f"{len(self.left)} left alone"] if self.left else []
         reasons = {}
         for path, reason in self.left.items():
@@ -85,7 +97,7 @@ def report(model: nn.Module) -> Report:
     seen = set()
     for path, module in model.named_modules():
         kind, original = kind_and_original(type(module))
-        if kind not in (None, Fused) or CONVERTED in module.__dict__:
+        if kind not in (None, *FUSED) or CONVERTED in module.__dict__:
             found.replaced[path] = _own_class(module).__name__
         if isinstance(module, layers.NormWithAct) and not layers.is_norm(module):
             if (act := layers.activation_of(module.act)) is not None and layers.is_identity(module.drop):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fastreg.conversion import held
+from fastreg.conversion import control_flow, held
 from fastreg.conversion.liveness import Liveness, shared_names
 from fastreg.conversion.reading import Reading
 from fastreg.conversion.source import compiled, definition
@@ -34,9 +34,10 @@ HELPERS = {
         held.value,
         held.flush,
         held.finish,
-        held.iterate,
-        held.truth,
+        control_flow.iterate,
+        control_flow.truth,
         held.begin,
+        held.runs_as_it_is,
     )
 }
 DEFINITION = "_fastreg_definition"  # the attribute of a rewritten function that holds it, and its body
@@ -254,10 +255,13 @@ def _flush(node):
     return [ast.copy_location(n, node) for n in _parsed(f"if {SLOT}[0] is not None: _fastreg_flush({SLOT})")]
 
 
-def rewrite(owner: type, name: str, quiet: Callable[[str], bool]) -> types.FunctionType | None:
+def rewrite(
+    owner: type, name: str, quiet: Callable[[str], bool], in_training_only: bool = False
+) -> types.FunctionType | None:
     """owner's method called name, rewritten; None where it has no steps.
 
-    Where the method is replaced later, its new form runs. quiet: as in :class:`Reading`.
+    Where the method is replaced later, its new form runs. quiet: as in :class:`Reading`. in_training_only: in
+    evaluation the original runs.
 
     Raises:
         Unreadable: the source cannot be had or rewritten.
@@ -275,9 +279,13 @@ def rewrite(owner: type, name: str, quiet: Callable[[str], bool]) -> types.Funct
         return None
     docstring = node.body[:1] if ast.get_docstring(node) is not None else []
     body = rewriter.block(node.body[len(docstring) :])
-    replaced = _parsed(f"if {_OWNER}.{name} is not {_ORIGINAL}: return {_OWNER}.{name}({_arguments(node.args)})")
+    run = _module_and_input(node.args) if name == "forward" else ""
+    as_it_is = [f"{_OWNER}.{name} is not {_ORIGINAL}"]
+    as_it_is += [f"not {itself}.training"] if in_training_only else []
+    as_it_is += [f"_fastreg_runs_as_it_is({run})"] if run else []
+    replaced = _parsed(f"if {' or '.join(as_it_is)}: return {_OWNER}.{name}({_arguments(node.args)})")
     last = _parsed(f"return _fastreg_finish({SLOT})")
-    node.body = [*docstring, *replaced, *_parsed(f"{SLOT} = _fastreg_begin()"), *body, *last]
+    node.body = [*docstring, *replaced, *_parsed(f"{SLOT} = _fastreg_begin({run})"), *body, *last]
     for new in node.body:
         ast.copy_location(new, node) if new not in body else None
     cells = {name: types.CellType(helper) for name, helper in HELPERS.items()}
@@ -314,6 +322,12 @@ def _arguments(arguments: ast.arguments) -> str:
     return ", ".join(handed)
 
 
+def _module_and_input(arguments: ast.arguments) -> str:
+    """The module and the first argument of a call of its forward; nothing where there is none."""
+    given = [a.arg for a in (*arguments.posonlyargs, *arguments.args)]
+    return ", ".join(given[:2]) if len(given) > 1 else ""
+
+
 def is_quiet_attribute(cls: type, name: str) -> bool:
     """Whether to read an attribute of a module of this class runs no code of the class's."""
     if cls.__getattr__ is not nn.Module.__getattr__ or cls.__getattribute__ is not object.__getattribute__:
@@ -322,21 +336,23 @@ def is_quiet_attribute(cls: type, name: str) -> bool:
     return isinstance(found, types.FunctionType) or not hasattr(type(found), "__get__")
 
 
-def rewritten_methods(cls: type) -> dict[str, types.FunctionType]:
-    """forward, and the methods that it and they call, rewritten, by name: those that have steps.
+def rewritten_methods(cls: type, in_training_only: bool = False) -> dict[str, types.FunctionType]:
+    """forward, and the methods that it and they call, rewritten, by name: those that have steps. in_training_only: a
+    module in evaluation runs its forward as it is.
 
     Raises:
         Unreadable: forward cannot be rewritten.
     """
-    return _rewritten(cls, *own_methods(cls))
+    return _rewritten(cls, in_training_only, *own_methods(cls))
 
 
 @functools.lru_cache(maxsize=1024)  # a model has many modules of a class
-def _rewritten(cls, *functions):
+def _rewritten(cls, in_training_only, *functions):
     found = {}
     for name in _method_names(cls):
         try:
-            found[name] = rewrite(cls, name, lambda attribute: is_quiet_attribute(cls, attribute))
+            only = in_training_only and name == "forward"
+            found[name] = rewrite(cls, name, lambda attribute: is_quiet_attribute(cls, attribute), only)
         except Unreadable as error:
             if name == "forward" or isinstance(error, _AsksForClass):
                 raise

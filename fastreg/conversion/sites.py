@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from fastreg import _activation
 from fastreg._activation import Activation
-from fastreg.conversion.layers import activation_of, drop_probability, is_drop_path, norm_arguments
+from fastreg.conversion.layers import activation_of, drop_probability, generator_of, is_drop_path, norm_arguments
 from fastreg.functional import _fused
 
 # Activations whose gradient PyTorch computes from the input, which it keeps; of the others it keeps the result.
 _FROM_INPUT = {"relu6", "leaky_relu", "prelu", "elu", "silu", "mish", "gelu", "gelu_tanh", "hardswish", "hardsigmoid"}
 # Activations whose derivative has two values: a bit per element is kept for the gradient.
-_OF_BITS = {"identity", "relu", "relu6", "leaky_relu", "hardsigmoid"}
+OF_BITS = {"identity", "relu", "relu6", "leaky_relu", "hardsigmoid"}
 _WITHOUT_SETTINGS = {
     cls: _activation.NAMED[names[0]]
     for cls, names in _activation.OF_MODULE.items()
@@ -86,7 +86,7 @@ def keeps_input(act: Act) -> bool:
 
 def keeps_bits(act: Act) -> bool:
     """Whether no more than a bit per element is kept for an activation after a sum."""
-    return act.activation.name in _OF_BITS
+    return act.activation.name in OF_BITS
 
 
 def is_cast(act: Act, input: Tensor) -> bool:
@@ -143,7 +143,7 @@ def run_batch_norm_act(
         norm._check_input_dim(input)
     p = 0.0 if drop is None else drop_probability(drop)
     return _fused.batch_norm_act_with_count(
-        input, *norm_arguments(norm), after, residual, before, p, after_weight, before_weight
+        input, *norm_arguments(norm), after, residual, before, p, after_weight, before_weight, None, generator_of(drop)
     )
 
 
@@ -152,6 +152,5 @@ def run_act_dropout(drop: nn.Module, input: Tensor, residual: Tensor | None = No
     if _observer is not None:
         _observer(input, False, int(act is not None), residual is not None, True)
     activation, weight = _NONE if act is None else act[:2]
-    return _fused.act_dropout(
-        input, activation, drop_probability(drop), residual=residual, drop_path=is_drop_path(drop), act_weight=weight
-    )
+    settings = {"residual": residual, "drop_path": is_drop_path(drop), "generator": generator_of(drop)}
+    return _fused.act_dropout(input, activation, drop_probability(drop), act_weight=weight, **settings)

@@ -3,8 +3,8 @@
 Where a call goes:
 
 - CPU and CUDA tensors whose backend was compiled: fastreg's operators;
-- under ``torch.func`` transforms, forward-mode AD and ``torch.jit.trace``, and where no backend was compiled: dropout
-  composed of torch's operators, with the same masks, and torch's own batch norm;
+- under ``torch.jit.trace``, and where no backend was compiled: dropout composed of torch's operators, with the same
+  masks, and torch's own batch norm;
 - everything else (other devices, dtypes and layouts, tensor subclasses, ``FASTREG_DISABLE=1``): torch's own functions.
 """
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
@@ -20,6 +20,7 @@ def drop_path(
     residual: Tensor | None = None,
     scaling: str = "train",
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Stochastic depth: zero each sample input[n] with probability p, multiply the others by 1 / (1 - p), add residual.
 
@@ -36,43 +37,41 @@ def drop_path(
         residual (Tensor[N, ...], optional): what went around the branch: of input's shape, dtype and device.
         scaling (str): "train" or "test", as in :func:`dropout`. Default: "train".
         rng_state (Tensor, optional): as in :func:`dropout`. Its stream numbers the samples.
+        generator (torch.Generator, optional): as in :func:`dropout`.
 
     Returns:
         Tensor: like input. Without a residual input itself where training is False, p is 0 or there are no elements.
 
     Raises:
-        ValueError: p is not in [0, 1], scaling is unknown, rng_state not of shape [2], residual of another shape, or
-            given with inplace.
-        TypeError: rng_state is not an int64 tensor.
-        RuntimeError: input is not floating point or has no dimension, residual is of another dtype or device,
-            rng_state is on another device, or autograd forbids to modify input.
+        ValueError, TypeError, RuntimeError: as :func:`dropout`; or residual is of another shape, dtype or device, or
+            given with inplace, or input has no dimension.
     """
     if type(p) is not float or not 0.0 <= p <= 1.0:
         check_p("drop_path", p)
     transform = None if scaling == "train" else unscaled("drop_path", scaling)
     if isinstance(input, Proxy) or isinstance(residual, Proxy):
         keywords = {"p": p, "training": training, "inplace": inplace}
-        keywords |= {"residual": residual, "scaling": scaling, "rng_state": rng_state}
+        keywords |= {"residual": residual, "scaling": scaling, "rng_state": rng_state, "generator": generator}
         return handle_torch_function(drop_path, (input, residual), input, **keywords)
     if residual is not None:
         _check_residual(input, residual, inplace)
     if not takes_dropout(input) or not (residual is None or takes_dropout(residual)):
-        output = _drop_path_of_others(input, p, training, inplace, scaling, rng_state)
+        output = _drop_path_of_others(input, p, training, inplace, scaling, rng_state, generator)
         return output if residual is None else residual + output
     if not training or p == 0.0:
         factor = 1.0 if training or transform is None else 1.0 - p
         if residual is not None:
             return torch.add(residual, input, alpha=factor)
         return input if factor == 1.0 else scaled(input, p, inplace)
-    return drop("drop_path", input, p, inplace, rng_state, 1, transform, residual)
+    return drop("drop_path", input, p, inplace, rng_state, generator, 1, transform, residual)
 
 
-def _drop_path_of_others(input, p, training, inplace, scaling, rng_state):
+def _drop_path_of_others(input, p, training, inplace, scaling, rng_state, generator):
     """One factor per sample, by torch's dropout."""
     if (not training and scaling == "train") or p == 0.0:
         return input
     if not disabled():
-        check_others("drop_path", input, p, rng_state)
+        check_others("drop_path", input, p, rng_state, generator)
     ones = input.new_ones([input.shape[0], *[1] * (input.dim() - 1)], dtype=input.dtype.to_real())
     factor = F.dropout(ones, p, training)
     if scaling == "test":

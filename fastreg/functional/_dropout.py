@@ -3,7 +3,7 @@
 import warnings
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from fastreg._routing import takes_dropout
 from fastreg.functional._dropout_calls import check_p, drop, of_others, scaled, unscaled
@@ -20,6 +20,7 @@ def dropout(
     *,
     scaling: str = "train",
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Zero each element with probability p and multiply the others by 1 / (1 - p), in training.
 
@@ -38,25 +39,29 @@ def dropout(
             The mask is a function of it, the same on every device and in every dtype; explicit offsets must differ
             by 8. Default: drawn from the device's generator, which ``torch.manual_seed`` seeds, as
             :func:`fastreg.draw_rng_state` does.
+        generator (torch.Generator, optional): on the input's device: draw from it in place of the device's own, which
+            then stays as it is. Not with an rng_state. Default: None.
 
     Returns:
         Tensor: like input; input itself where training is False, p is 0 or there are no elements.
 
     Raises:
-        ValueError: p is not in [0, 1], scaling is unknown, or rng_state not of shape [2].
-        TypeError: rng_state is not an int64 tensor.
-        RuntimeError: input is not floating point, rng_state is on another device, or autograd forbids to modify input.
+        ValueError: p is not in [0, 1], scaling is unknown, rng_state not of shape [2], or there is a generator, too.
+        TypeError: rng_state is not an int64 tensor, or generator no torch.Generator.
+        RuntimeError: input is not floating point, rng_state or generator is on another device, autograd forbids to
+            modify input, or there is a generator within ``torch.utils.checkpoint`` without
+            :func:`fastreg.checkpoint_contexts`.
     """
     if type(p) is not float or not 0.0 <= p <= 1.0:
         check_p("dropout", p)
     if not takes_dropout(input):
-        return of_others(dropout, F.dropout, input, p, training, inplace, scaling, rng_state)
+        return of_others(dropout, F.dropout, input, p, training, inplace, scaling, rng_state, generator)
     transform = None if scaling == "train" else unscaled("dropout", scaling)
     if not training:
         return input if transform is None else scaled(input, p, inplace)
     if p == 0.0:
         return input
-    return drop("dropout", input, p, inplace, rng_state, None, transform)
+    return drop("dropout", input, p, inplace, rng_state, generator, None, transform)
 
 
 def alpha_dropout(
@@ -66,6 +71,7 @@ def alpha_dropout(
     inplace: bool = False,
     *,
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Set each element with probability p to the value that SELU saturates at, and keep mean 0 and variance 1.
 
@@ -80,6 +86,7 @@ def alpha_dropout(
         training (bool): apply dropout. Default: False, as in torch.
         inplace (bool): modify and return input. Default: False.
         rng_state (Tensor, optional): as in :func:`dropout`.
+        generator (torch.Generator, optional): as in :func:`dropout`.
 
     Returns:
         Tensor: like input; input itself where training is False, p is 0 or there are no elements.
@@ -90,10 +97,10 @@ def alpha_dropout(
     if type(p) is not float or not 0.0 <= p <= 1.0:
         check_p("alpha_dropout", p)
     if not takes_dropout(input):
-        return of_others(alpha_dropout, F.alpha_dropout, input, p, training, inplace, None, rng_state)
+        return of_others(alpha_dropout, F.alpha_dropout, input, p, training, inplace, None, rng_state, generator)
     if not training or p == 0.0:
         return input
-    return drop("alpha_dropout", input, p, inplace, rng_state, None, alpha_transform(p))
+    return drop("alpha_dropout", input, p, inplace, rng_state, generator, None, alpha_transform(p))
 
 
 def feature_alpha_dropout(
@@ -103,6 +110,7 @@ def feature_alpha_dropout(
     inplace: bool = False,
     *,
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """:func:`alpha_dropout` of whole feature maps input[n, c].
 
@@ -112,6 +120,7 @@ def feature_alpha_dropout(
         training (bool): apply dropout. Default: False, as in torch.
         inplace (bool): modify and return input. Default: False.
         rng_state (Tensor, optional): as in :func:`dropout`. Its stream numbers the feature maps n * C + c.
+        generator (torch.Generator, optional): as in :func:`dropout`.
 
     Returns:
         Tensor: like input; input itself where training is False, p is 0 or there are no elements.
@@ -124,10 +133,12 @@ def feature_alpha_dropout(
     if type(p) is not float or not 0.0 <= p <= 1.0:
         check_p(name, p)
     if not takes_dropout(input):
-        return of_others(feature_alpha_dropout, F.feature_alpha_dropout, input, p, training, inplace, None, rng_state)
+        return of_others(
+            feature_alpha_dropout, F.feature_alpha_dropout, input, p, training, inplace, None, rng_state, generator
+        )
     if not training or p == 0.0:
         return input
-    return drop(name, input, p, inplace, rng_state, 2, alpha_transform(p))
+    return drop(name, input, p, inplace, rng_state, generator, 2, alpha_transform(p))
 
 
 def dropout1d(
@@ -138,6 +149,7 @@ def dropout1d(
     *,
     scaling: str = "train",
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Zero each channel, a sequence input[n, c], with probability p, and multiply the others by 1 / (1 - p).
 
@@ -150,6 +162,7 @@ def dropout1d(
         inplace (bool): modify and return input. Default: False.
         scaling (str): "train" or "test", as in :func:`dropout`. Default: "train".
         rng_state (Tensor, optional): as in :func:`dropout`. Its stream numbers the channels n * C + c.
+        generator (torch.Generator, optional): as in :func:`dropout`.
 
     Returns:
         Tensor: like input; input itself where training is False, p is 0 or there are no elements.
@@ -161,13 +174,13 @@ def dropout1d(
     if type(p) is not float or not 0.0 <= p <= 1.0:
         check_p("dropout1d", p)
     if not takes_dropout(input):
-        return of_others(dropout1d, F.dropout1d, input, p, training, inplace, scaling, rng_state)
+        return of_others(dropout1d, F.dropout1d, input, p, training, inplace, scaling, rng_state, generator)
     if input.dim() not in (2, 3):
         raise RuntimeError(
             f"dropout1d: input must have 2 or 3 dimensions, (N, C, L) or (C, L), got {input.dim()}: "
             "dropout has elements of any shape"
         )
-    return _drop_channels("dropout1d", input, p, training, inplace, scaling, rng_state, input.dim() - 1)
+    return _drop_channels("dropout1d", input, p, training, inplace, scaling, rng_state, generator, input.dim() - 1)
 
 
 def dropout2d(
@@ -178,6 +191,7 @@ def dropout2d(
     *,
     scaling: str = "train",
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Zero each channel, an image input[n, c], with probability p, and multiply the others by 1 / (1 - p).
 
@@ -192,6 +206,7 @@ def dropout2d(
         inplace (bool): modify and return input. Default: False.
         scaling (str): "train" or "test", as in :func:`dropout`. Default: "train".
         rng_state (Tensor, optional): as in :func:`dropout`. Its stream numbers the channels n * C + c.
+        generator (torch.Generator, optional): as in :func:`dropout`.
 
     Returns:
         Tensor: like input; input itself where training is False, p is 0 or there are no elements.
@@ -203,7 +218,7 @@ def dropout2d(
     if type(p) is not float or not 0.0 <= p <= 1.0:
         check_p("dropout2d", p)
     if not takes_dropout(input):
-        return of_others(dropout2d, F.dropout2d, input, p, training, inplace, scaling, rng_state)
+        return of_others(dropout2d, F.dropout2d, input, p, training, inplace, scaling, rng_state, generator)
     if input.dim() == 3:
         _warn(
             "dropout2d: a 3-D input is taken for (N, C, L), and each of its sequences for a channel; a later release "
@@ -214,7 +229,7 @@ def dropout2d(
             f"dropout2d: input should have 4 dimensions, got {input.dim()}, which is deprecated and will be an error "
             "in a later release. dropout has elements of any shape."
         )
-    return _drop_channels("dropout2d", input, p, training, inplace, scaling, rng_state, 2)
+    return _drop_channels("dropout2d", input, p, training, inplace, scaling, rng_state, generator, 2)
 
 
 def dropout3d(
@@ -225,6 +240,7 @@ def dropout3d(
     *,
     scaling: str = "train",
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Zero each channel, a volume input[n, c], with probability p, and multiply the others by 1 / (1 - p).
 
@@ -240,6 +256,7 @@ def dropout3d(
         inplace (bool): modify and return input. Default: False.
         scaling (str): "train" or "test", as in :func:`dropout`. Default: "train".
         rng_state (Tensor, optional): as in :func:`dropout`. Its stream numbers the channels n * C + c.
+        generator (torch.Generator, optional): as in :func:`dropout`.
 
     Returns:
         Tensor: like input; input itself where training is False, p is 0 or there are no elements.
@@ -251,14 +268,14 @@ def dropout3d(
     if type(p) is not float or not 0.0 <= p <= 1.0:
         check_p("dropout3d", p)
     if not takes_dropout(input):
-        return of_others(dropout3d, F.dropout3d, input, p, training, inplace, scaling, rng_state)
+        return of_others(dropout3d, F.dropout3d, input, p, training, inplace, scaling, rng_state, generator)
     if input.dim() not in (4, 5):
         _warn(
             f"dropout3d: input should have 4 or 5 dimensions, got {input.dim()}, which is deprecated and will be an "
             "error in a later release. dropout has elements of any shape."
         )
     dims = 2 if input.dim() == 5 else 1
-    return _drop_channels("dropout3d", input, p, training, inplace, scaling, rng_state, dims)
+    return _drop_channels("dropout3d", input, p, training, inplace, scaling, rng_state, generator, dims)
 
 
 def alpha_transform(p):
@@ -269,13 +286,13 @@ def alpha_transform(p):
     return (a, a * _ALPHA * p, a * _ALPHA * (p - 1.0))
 
 
-def _drop_channels(name, input, p, training, inplace, scaling, rng_state, dims):
+def _drop_channels(name, input, p, training, inplace, scaling, rng_state, generator, dims):
     transform = None if scaling == "train" else unscaled(name, scaling)
     if not training:
         return input if transform is None else scaled(input, p, inplace)
     if p == 0.0:
         return input
-    return drop(name, input, p, inplace, rng_state, dims, transform)
+    return drop(name, input, p, inplace, rng_state, generator, dims, transform)
 
 
 def _warn(message):

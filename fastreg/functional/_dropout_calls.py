@@ -6,7 +6,7 @@ from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from fastreg import ops, reference, rng_states, sharding
+from fastreg import autograd, ops, reference, rng_states, sharding
 from fastreg._extension import disabled
 from fastreg._routing import device_type, has_operators, is_sharded
 
@@ -30,14 +30,14 @@ def scaled(input, p, inplace):
     return input.mul_(1.0 - p) if inplace else input * (1.0 - p)
 
 
-def drop(name, input, p, inplace, rng_state, dims, transform, residual=None):
+def drop(name, input, p, inplace, rng_state, generator, dims, transform, residual=None):
     """Dropout of a tensor of ours or a DTensor of them, with 0 < p. dims, transform, residual: as in
     ``fastreg.ops.dropout.apply``."""
     if is_sharded(input):
-        return drop_sharded(name, input, p, inplace, rng_state, dims, transform, residual)
+        return drop_sharded(name, input, p, inplace, rng_state, generator, dims, transform, residual)
     if dims is not None and input.dim() < dims:
         raise RuntimeError(f"{name}: input must have at least {dims} dimensions, got {input.dim()}")
-    rng_state = given_state(input, p, rng_state)
+    rng_state = given_state(name, input, p, rng_state, generator)
     index_map = None if sharding.current is None or p == 1.0 else sharding.current.map(name, input, dims)
     if not has_operators(device_type(input)):
         return _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual, index_map)
@@ -54,7 +54,7 @@ def drop(name, input, p, inplace, rng_state, dims, transform, residual=None):
 def drop_patched(name, input, p, inplace, dims, transform, traced):
     """:func:`drop` for torch's operator of this name (fastreg/patching.py), with 0 < p. traced: by a compiler."""
     if not traced:
-        return drop(name, input, p, inplace, None, dims, transform)
+        return drop(name, input, p, inplace, None, None, dims, transform)
     if rng_states.source is not None:
         raise RuntimeError(
             f"{name}: dropout must not be compiled where its random states are given: call it uncompiled"
@@ -62,13 +62,16 @@ def drop_patched(name, input, p, inplace, dims, transform, traced):
     return _drop_traced(input, p, inplace, None, dims, transform, None, None)
 
 
-def given_state(input, p, rng_state):
-    """The rng_state of a call with 0 < p: its own, or the next one of a recording, a replay or a sharded batch, else
-    None."""
-    draws = input.numel() or sharding.current is not None  # an empty part of a batch that is not empty
-    if rng_state is None and rng_states.source is not None and p < 1.0 and draws:
-        return rng_states.source(input.device)
-    return rng_state
+def given_state(name, input, p, rng_state, generator):
+    """The rng_state of a call with 0 < p: its own, the next one of a recording, a replay or a sharded batch, or one of
+    its own generator; else None."""
+    if generator is not None:
+        rng_states.check_generator(name, generator, input.device, rng_state)
+    if rng_state is not None or p == 1.0 or (generator is None and rng_states.source is None):
+        return rng_state
+    if input.numel() == 0 and sharding.current is None:  # else an empty part of a batch that is not empty
+        return None
+    return (rng_states.source or rng_states.draw_for_call)(input.device, generator)
 
 
 def _drop_traced(input, p, inplace, rng_state, dims, transform, residual, index_map):
@@ -86,20 +89,25 @@ def _drop_traced(input, p, inplace, rng_state, dims, transform, residual, index_
 
 def _drop_composed(name, input, p, inplace, rng_state, dims, transform, residual, index_map):
     """Dropout of torch's operators: where no extension was built, and for the tracer of ``torch.jit``."""
-    if not is_compiling() and not torch.jit.is_tracing() and input.numel() == 0:
+    # Compilers and tracers see every step, and decide themselves what is kept for the backward pass.
+    traced = is_compiling() or torch.jit.is_tracing()
+    if not traced and input.numel() == 0:
         return input if residual is None else residual + input
     if rng_state is None:
         rng_state = reference.dropout.draw_state(input.device)
     else:
         reference.dropout.check_rng_state(rng_state, input, name)
+    if inplace and input.is_inference() and not torch.is_inference_mode_enabled():  # torch's copy_ writes, then raises
+        raise RuntimeError(f"{name}: input must not be an inference tensor where it is modified outside InferenceMode")
+    on = reference.dropout if traced else autograd.dropout
     if dims is None:
-        output = reference.dropout.dropout(input, p, rng_state, None, index_map, transform)
+        output = on.dropout(input, p, rng_state, None, index_map, transform)
     else:
-        output = reference.dropout.feature_dropout(input, dims, p, rng_state, index_map, transform, residual)
+        output = on.feature_dropout(input, dims, p, rng_state, index_map, transform, residual)
     return input.copy_(output) if inplace else output
 
 
-def drop_sharded(name, input, p, inplace, rng_state, dims, transform, residual=None):
+def drop_sharded(name, input, p, inplace, rng_state, generator, dims, transform, residual=None):
     """:func:`drop` of a DTensor: each device drops its part with the whole tensor's mask."""
     if dims is not None and input.dim() < dims:
         raise RuntimeError(f"{name}: input must have at least {dims} dimensions, got {input.dim()}")
@@ -112,31 +120,33 @@ def drop_sharded(name, input, p, inplace, rng_state, dims, transform, residual=N
             return torch.ops.fastreg.dropout(local, p, state, strides, index_map, transform)
         return torch.ops.fastreg.feature_dropout(local, dims, p, state, index_map, transform, residual)
 
-    output = sharded_tensors.dropout(name, input, rng_state, dims, residual, apply)
+    output = sharded_tensors.dropout(name, input, rng_state, generator, dims, residual, apply)
     return input.copy_(output) if inplace else output
 
 
-def of_others(function, torch_function, input, p, training, inplace, scaling, rng_state):
+def of_others(function, torch_function, input, p, training, inplace, scaling, rng_state, generator):
     """function of what is not ours, by torch_function. scaling=None: function has no such argument."""
     keywords = {} if scaling is None else {"scaling": scaling}
     name = function.__name__
     transform = None if scaling in (None, "train") else unscaled(name, scaling)
     if isinstance(input, Proxy):
-        keywords |= {"p": p, "training": training, "inplace": inplace, "rng_state": rng_state}
+        keywords |= {"p": p, "training": training, "inplace": inplace}
+        keywords |= {"rng_state": rng_state, "generator": generator}
         return handle_torch_function(function, (input,), input, **keywords)
     if isinstance(input, Tensor) and not disabled():
         if (not training and transform is None) or p == 0.0:
             return input
-        check_others(name, input, p, rng_state)
+        check_others(name, input, p, rng_state, generator)
     output = torch_function(input, p, training, inplace)
     return output if transform is None else scaled(output, p, inplace)
 
 
-def check_others(name, input, p, rng_state):
-    if rng_state is not None:
-        raise NotImplementedError(
-            f"{name}: rng_state must be None for input that torch's own dropout takes, got {type(input).__name__} of "
-            f"{input.dtype} on {input.device}"
-        )
+def check_others(name, input, p, rng_state, generator):
+    for argument, value in (("rng_state", rng_state), ("generator", generator)):
+        if value is not None:
+            raise NotImplementedError(
+                f"{name}: {argument} must be None for input that torch's own dropout takes, got "
+                f"{type(input).__name__} of {input.dtype} on {input.device}"
+            )
     if not (input.dtype.is_floating_point or input.dtype.is_complex or p == 1.0 or input.numel() == 0):
         raise RuntimeError(f"{name}: input must be floating point where elements are dropped, got {input.dtype}")

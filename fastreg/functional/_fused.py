@@ -7,7 +7,7 @@ batch norm, and for tensors that fastreg has no kernels for.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
@@ -40,6 +40,7 @@ def batch_norm_act(
     act_weight: Tensor | None = None,
     pre_act_weight: Tensor | None = None,
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """dropout(act(batch_norm(pre_act(input)) + residual)).
 
@@ -60,6 +61,7 @@ def batch_norm_act(
         act_weight, pre_act_weight (Tensor[1] or Tensor[C]): the slopes where the activation is prelu; of the input's
             dtype, or float32 with 16 bits.
         rng_state (Tensor, optional): as in :func:`dropout`.
+        generator (torch.Generator, optional): as in :func:`dropout`.
 
     Returns:
         Tensor[N, C, ...]: of the input's dtype, and strides as :func:`batch_norm` has them, in whose order dropout
@@ -76,8 +78,9 @@ def batch_norm_act(
     if isinstance(input, Proxy) or isinstance(residual, Proxy):
         keywords = {"training": training, "momentum": momentum, "eps": eps, "act": act, "residual": residual}
         keywords |= {"pre_act": pre_act, "p": p, "act_weight": act_weight, "pre_act_weight": pre_act_weight}
+        keywords |= {"rng_state": rng_state, "generator": generator}
         arguments = (input, running_mean, running_var, weight, bias)
-        return handle_torch_function(batch_norm_act, (input, residual), *arguments, **keywords, rng_state=rng_state)
+        return handle_torch_function(batch_norm_act, (input, residual), *arguments, **keywords)
     return batch_norm_act_with_count(
         input,
         running_mean,
@@ -95,6 +98,7 @@ def batch_norm_act(
         act_weight,
         pre_act_weight,
         rng_state,
+        generator,
     )
 
 
@@ -115,6 +119,7 @@ def batch_norm_act_with_count(
     act_weight: Tensor | None = None,
     pre_act_weight: Tensor | None = None,
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """:func:`batch_norm_act` which in training also counts the batch, as :func:`batch_norm_with_count` does."""
     check_p("batch_norm_act", p)
@@ -123,6 +128,8 @@ def batch_norm_act_with_count(
     _activation.check_weight("batch_norm_act", "pre_act_weight", pre_act, pre_act_weight, input)
     if rng_state is not None:
         reference.dropout.check_rng_state(rng_state, input, "batch_norm_act")
+    if generator is not None:  # before statistics are written
+        rng_states.check_generator("batch_norm_act", generator, input.device, rng_state)
     ours = takes_batch_norm(input)
     # p > 0.0 of a symbolic p is no bool that torch.compile could add (torch 2.11); nor below.
     steps = (pre_act.name != "identity") + (residual is not None) + (act.name != "identity") + (1 if p else 0)
@@ -130,7 +137,7 @@ def batch_norm_act_with_count(
         check_batch_norm(input, running_mean, running_var, training, eps)
         statistics = (running_mean, running_var)
         settings = (*_operands(pre_act), residual, *_operands(act), act_weight, False, p)  # no gate but for autograd
-        rng_state = _state(input, p, rng_state, draws=training)
+        rng_state = _state("batch_norm_act", input, p, rng_state, generator, draws=training)
         if not training:
             return ops.batch_norm_act.evaluate(input, weight, bias, *statistics, eps, *settings, rng_state)[0]
         if num_batches_tracked is not None and not is_counted_by_operators(num_batches_tracked, input):
@@ -156,7 +163,7 @@ def batch_norm_act_with_count(
     if residual is not None:
         output = output.add_(residual) if ours else output + residual
     output = output.relu_() if ours and act.name == "relu" else _activation.apply(act, output, act_weight)
-    return dropout(output, p, rng_state=rng_state) if p else output
+    return dropout(output, p, rng_state=rng_state, generator=generator) if p else output
 
 
 def act_dropout(
@@ -170,6 +177,7 @@ def act_dropout(
     drop_path: bool = False,
     act_weight: Tensor | None = None,
     rng_state: Tensor | None = None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """dropout(act(input + bias)) + residual.
 
@@ -185,6 +193,7 @@ def act_dropout(
         drop_path (bool): drop whole samples input[n] instead of elements. Default: False.
         act_weight (Tensor[1] or Tensor[C]): the slope where the activation is prelu; channels are dimension 1.
         rng_state (Tensor, optional): as in :func:`dropout`.
+        generator (torch.Generator, optional): as in :func:`dropout`.
 
     Returns:
         Tensor: like input.
@@ -195,7 +204,8 @@ def act_dropout(
     """
     if isinstance(input, Proxy) or isinstance(residual, Proxy):
         keywords = {"act": act, "p": p, "training": training, "bias": bias, "residual": residual}
-        keywords |= {"drop_path": drop_path, "act_weight": act_weight, "rng_state": rng_state}
+        keywords |= {"drop_path": drop_path, "act_weight": act_weight}
+        keywords |= {"rng_state": rng_state, "generator": generator}
         return handle_torch_function(act_dropout, (input, residual), input, **keywords)
     act = _activation.parse("act_dropout", "act", act)
     check_p("act_dropout", p)
@@ -211,15 +221,15 @@ def act_dropout(
     if steps > 1 and _has_act_dropout(input, bias, act, residual, p, drop_path):
         settings = (*_operands(act), p)
         dims = 1 if drop_path and p else None
-        rng_state = _state(input, p, rng_state, draws=True)
+        rng_state = _state("act_dropout", input, p, rng_state, generator, draws=True)
         if p and rng_state is None:
             return ops.act_dropout.seeded(input, bias, *settings, residual, dims)[0]
         strides = reference.dropout.empty_elementwise_like(input).stride() if is_compiling() else None
         return ops.act_dropout.given(input, bias, *settings, rng_state, residual, dims, strides)
     output = _activation.apply(act, input if bias is None else input + bias, act_weight)
     if drop_path:
-        return _drop_path.drop_path(output, p, residual=residual, rng_state=rng_state)
-    output = dropout(output, p, rng_state=rng_state)
+        return _drop_path.drop_path(output, p, residual=residual, rng_state=rng_state, generator=generator)
+    output = dropout(output, p, rng_state=rng_state, generator=generator)
     return output if residual is None else output + residual
 
 
@@ -252,11 +262,11 @@ def _operands(act):
     return act.name, act.parameter or 0.0
 
 
-def _state(input, p, rng_state, draws):
+def _state(name, input, p, rng_state, generator, draws):
     """The rng_state of an operator, None where there is no dropout. draws: whether an operator can draw it itself."""
     if not p:
         return None
-    rng_state = given_state(input, p, rng_state)
+    rng_state = given_state(name, input, p, rng_state, generator)
     if rng_state is not None or (draws and not is_compiling()):
         return rng_state
     if p < 1.0 and input.numel():

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 CONVERTED = "_fastreg_converted"  # set on a layer that has fastreg's class in place of torch's
+# Set on a parent that fuses: the most elements of a first argument with which there was nothing worth it.
+SMALL_INPUT = "_fastreg_small_input"
 
 
 class Unreadable(Exception):
@@ -26,6 +28,8 @@ class Derived:
 
 
 def _reduce(self, protocol):
+    if (reduce := nn.Module.__reduce_ex__) is not object.__reduce_ex__:  # python -m fastreg run has another for all
+        return reduce(self, protocol)
     recipe = _recipe(type(self))
     if recipe is None:  # a class that somebody else derived from one made here
         return super(_nearest(type(self)), self).__reduce_ex__(protocol)
@@ -127,6 +131,7 @@ def exchange(module: nn.Module, cls: type) -> None:
 def restore(module: nn.Module) -> None:
     """Undo what ``fastreg.convert`` made of a module's class, if it did."""
     replaced = {}
+    module.__dict__.pop(SMALL_INPUT, None)
     if module.__dict__.pop(CONVERTED, False):
         ours = [base for base in type(module).__mro__ if base.__module__.startswith("fastreg.nn.")]
         replaced = {base: getattr(nn, base.__name__) for base in ours if hasattr(nn, base.__name__)}

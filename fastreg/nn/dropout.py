@@ -1,12 +1,13 @@
 """Dropout modules."""
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.types import Device
 
 from fastreg import functional as F
 from fastreg.nn import opacus
 from fastreg.nn.tracing import not_scriptable, traced_call
+from fastreg.rng_states import check_is_generator
 
 # A forward asks nothing of the module's class, which may have been exchanged: a bound forward that was taken before
 # fastreg.revert runs on torch's layer.
@@ -16,7 +17,7 @@ def _forward_of(function):
     def forward(self, input: Tensor) -> Tensor:
         if (node := traced_call(self, input)) is not None:
             return node
-        return function(input, self.p, self.training, self.inplace)
+        return function(input, self.p, self.training, self.inplace, generator=getattr(self, "generator", None))
 
     return forward
 
@@ -25,18 +26,32 @@ def _scaled_forward_of(function):
     def forward(self, input: Tensor) -> Tensor:
         if (node := traced_call(self, input)) is not None:
             return node
-        return function(input, self.p, self.training, self.inplace, scaling=getattr(self, "scaling", "train"))
+        scaling, generator = getattr(self, "scaling", "train"), getattr(self, "generator", None)
+        return function(input, self.p, self.training, self.inplace, scaling=scaling, generator=generator)
 
     return forward
+
+
+def generator_repr(generator: Generator | None) -> str:
+    """What extra_repr says of a generator."""
+    return "" if generator is None else f", generator=torch.Generator({str(generator.device)!r})"
 
 
 class _Dropout(torch.nn.modules.dropout._DropoutNd):
     """What all of fastreg's dropouts do differently from torch's."""
 
-    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+    generator: Generator | None = None  # of modules that were made without
+
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: Generator | None = None) -> None:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"{type(self).__name__}: p must lie in [0, 1], got {p}")
+        check_is_generator(type(self).__name__, generator)
         super().__init__(p, inplace)
+        if generator is not None:
+            self.generator = generator
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + generator_repr(self.generator)
 
     __prepare_scriptable__ = not_scriptable
 
@@ -46,10 +61,12 @@ class _ScaledDropout(_Dropout):
 
     scaling = "train"  # of modules that were made without
 
-    def __init__(self, p: float = 0.5, inplace: bool = False, *, scaling: str = "train") -> None:
+    def __init__(
+        self, p: float = 0.5, inplace: bool = False, *, scaling: str = "train", generator: Generator | None = None
+    ) -> None:
         if scaling not in ("train", "test"):
             raise ValueError(f"{type(self).__name__}: scaling must be 'train' or 'test', got {scaling!r}")
-        super().__init__(p, inplace)
+        super().__init__(p, inplace, generator=generator)
         if scaling != "train":
             self.scaling = scaling
 
@@ -66,12 +83,14 @@ class Dropout(_ScaledDropout, torch.nn.Dropout):
         p (float): probability of an element to be zeroed. Default: 0.5.
         inplace (bool): modify the input. Default: False.
         scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input and output: any.
 
     Raises:
         ValueError: p is not in [0, 1], or scaling is unknown.
+        TypeError: generator is no torch.Generator.
     """
 
     forward = _scaled_forward_of(F.dropout)
@@ -86,12 +105,14 @@ class Dropout1d(_ScaledDropout, torch.nn.Dropout1d):
         p (float): probability of a channel to be zeroed. Default: 0.5.
         inplace (bool): modify the input. Default: False.
         scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input and output: [N, C, L] or [C, L].
 
     Raises:
         ValueError: p is not in [0, 1], or scaling is unknown.
+        TypeError: generator is no torch.Generator.
         RuntimeError: the input has another number of dimensions.
     """
 
@@ -107,12 +128,14 @@ class Dropout2d(_ScaledDropout, torch.nn.Dropout2d):
         p (float): probability of a channel to be zeroed. Default: 0.5.
         inplace (bool): modify the input. Default: False.
         scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input and output: [N, C, H, W]; with a warning, and as torch treats them, others of two dimensions or more.
 
     Raises:
         ValueError: p is not in [0, 1], or scaling is unknown.
+        TypeError: generator is no torch.Generator.
     """
 
     forward = _scaled_forward_of(F.dropout2d)
@@ -127,12 +150,14 @@ class Dropout3d(_ScaledDropout, torch.nn.Dropout3d):
         p (float): probability of a channel to be zeroed. Default: 0.5.
         inplace (bool): modify the input. Default: False.
         scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input and output: [N, C, D, H, W] or [C, D, H, W]; with a warning, and as torch treats them, others.
 
     Raises:
         ValueError: p is not in [0, 1], or scaling is unknown.
+        TypeError: generator is no torch.Generator.
     """
 
     forward = _scaled_forward_of(F.dropout3d)
@@ -147,12 +172,14 @@ class AlphaDropout(_Dropout, torch.nn.AlphaDropout):
     Args:
         p (float): probability of an element to be dropped. Default: 0.5.
         inplace (bool): modify the input. Default: False.
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input and output: any.
 
     Raises:
         ValueError: p is not in [0, 1].
+        TypeError: generator is no torch.Generator.
     """
 
     forward = _forward_of(F.alpha_dropout)
@@ -167,12 +194,14 @@ class FeatureAlphaDropout(_Dropout, torch.nn.FeatureAlphaDropout):
     Args:
         p (float): probability of a channel to be dropped. Default: 0.5.
         inplace (bool): modify the input. Default: False.
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input and output: [N, C, ...].
 
     Raises:
         ValueError: p is not in [0, 1].
+        TypeError: generator is no torch.Generator.
     """
 
     forward = _forward_of(F.feature_alpha_dropout)
@@ -188,19 +217,22 @@ class DropPath(_ScaledDropout):
         p (float): probability of a sample to be zeroed. Default: 0.5.
         inplace (bool): modify the input; then without a residual. Default: False.
         scaling (str): "train", or "test": scale by 1 - p in evaluation instead. Default: "train".
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input, residual and output: [N, ...].
 
     Raises:
         ValueError: p is not in [0, 1], or scaling is unknown.
+        TypeError: generator is no torch.Generator.
     """
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         inputs = (input,) if residual is None else (input, residual)
         if (node := traced_call(self, *inputs)) is not None:
             return node
-        return F.drop_path(input, self.p, self.training, self.inplace, residual=residual, scaling=self.scaling)
+        settings = {"scaling": self.scaling, "generator": self.generator}
+        return F.drop_path(input, self.p, self.training, self.inplace, residual=residual, **settings)
 
 
 class DropConnectLinear(torch.nn.Linear):
@@ -218,13 +250,17 @@ class DropConnectLinear(torch.nn.Linear):
         bias (bool): learn a bias. Default: True.
         device, dtype: of the parameters. Default: torch's defaults.
         p (float): probability of a weight to be zeroed. Default: 0.5.
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input: [..., in_features]; output: [..., out_features].
 
     Raises:
         ValueError: p is not in [0, 1].
+        TypeError: generator is no torch.Generator.
     """
+
+    generator: Generator | None = None  # of modules that were made without
 
     def __init__(
         self,
@@ -235,19 +271,24 @@ class DropConnectLinear(torch.nn.Linear):
         dtype: torch.dtype | None = None,
         *,
         p: float = 0.5,
+        generator: Generator | None = None,
     ) -> None:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"DropConnectLinear: p must lie in [0, 1], got {p}")
+        check_is_generator("DropConnectLinear", generator)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.p = p
+        if generator is not None:
+            self.generator = generator
 
     def forward(self, input: Tensor) -> Tensor:
         if (node := traced_call(self, input)) is not None:
             return node
-        return torch.nn.functional.linear(input, F.dropout(self.weight, self.p, self.training), self.bias)
+        weight = F.dropout(self.weight, self.p, self.training, generator=self.generator)
+        return torch.nn.functional.linear(input, weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, p={self.p}"
+        return f"{super().extra_repr()}, p={self.p}{generator_repr(self.generator)}"
 
     parameters = opacus.parameters
     __prepare_scriptable__ = not_scriptable

@@ -3,14 +3,16 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.types import Device
 
 from fastreg import _activation
 from fastreg._activation import Activation
 from fastreg.functional import _fused
 from fastreg.nn import batch_norm, opacus
+from fastreg.nn.dropout import generator_repr
 from fastreg.nn.tracing import not_scriptable, traced_call
+from fastreg.rng_states import check_is_generator
 
 Act = str | Activation | tuple[str, float] | torch.nn.Module | None
 
@@ -23,6 +25,7 @@ def _check_p(name, argument, p):
 # Not torch's _BatchNorm: what folds or replaces those would lose the activation.
 class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
     _ranks: tuple[int, ...]  # of the inputs
+    generator: Generator | None = None  # of modules that were made without
 
     def __init__(
         self,
@@ -38,15 +41,19 @@ class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
         act: Act = "relu",
         pre_act: Act = None,
         drop: float = 0.0,
+        generator: Generator | None = None,
     ) -> None:
         name = type(self).__name__
         _check_p(name, "drop", drop)
+        check_is_generator(name, generator)
         after = _activation.to_module(name, "act", act)
         before = _activation.to_module(name, "pre_act", pre_act)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         if not bias:
             self.bias = None
         self.act, self.pre_act, self.p = after.to(device, dtype), before.to(device, dtype), drop
+        if generator is not None:
+            self.generator = generator
 
     def reset_parameters(self) -> None:
         batch_norm.reset_parameters(self)
@@ -72,10 +79,12 @@ class _BatchNormAct(torch.nn.modules.batchnorm._NormBase):
             self.p if self.training else 0.0,
             act_weight,
             pre_act_weight,
+            None,
+            self.generator,
         )
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (f", drop={self.p}" if self.p else "")
+        return super().extra_repr() + (f", drop={self.p}" if self.p else "") + generator_repr(self.generator)
 
     parameters = opacus.parameters
     __prepare_scriptable__ = not_scriptable
@@ -95,6 +104,7 @@ class BatchNormAct1d(_BatchNormAct):
             its parameter, one of torch's modules, or None. Default: "relu".
         pre_act (str, Activation, Module or None): applied to the input. Default: None.
         drop (float): probability of an element to be zeroed at the end, in training. Default: 0.
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input, residual (optional) and output: [N, C] or [N, C, L].
@@ -102,6 +112,7 @@ class BatchNormAct1d(_BatchNormAct):
     Raises:
         ValueError: an unknown activation, drop not in [0, 1], an input or residual of another shape, or one value
             per channel in training.
+        TypeError: generator is no torch.Generator.
         RuntimeError: a residual of another dtype or device.
     """
 
@@ -116,7 +127,7 @@ class BatchNormAct2d(_BatchNormAct):
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as
             :class:`fastreg.nn.BatchNorm2d`.
-        act, pre_act, drop: as :class:`BatchNormAct1d`.
+        act, pre_act, drop, generator: as :class:`BatchNormAct1d`.
 
     Shape:
         - input, residual (optional) and output: [N, C, H, W].
@@ -136,7 +147,7 @@ class BatchNormAct3d(_BatchNormAct):
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype, bias: as
             :class:`fastreg.nn.BatchNorm3d`.
-        act, pre_act, drop: as :class:`BatchNormAct1d`.
+        act, pre_act, drop, generator: as :class:`BatchNormAct1d`.
 
     Shape:
         - input, residual (optional) and output: [N, C, D, H, W].
@@ -155,21 +166,29 @@ class ActDropout(torch.nn.Module):
         act (str, Activation, Module or None): as in :class:`BatchNormAct1d`. Default: "relu".
         p (float): probability of an element, or with drop_path of a sample, to be zeroed in training. Default: 0.5.
         drop_path (bool): drop whole samples instead of elements. Default: False.
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
 
     Shape:
         - input, residual (optional) and output: any; with drop_path [N, ...].
 
     Raises:
         ValueError: an unknown activation, p not in [0, 1], or a residual of another shape.
+        TypeError: generator is no torch.Generator.
         RuntimeError: a residual of another dtype or device.
     """
 
     bias: Any  # a parameter of BiasActDropoutAdd, else None
+    generator: Generator | None = None  # of modules that were made without
 
-    def __init__(self, act: Act = "relu", p: float = 0.5, *, drop_path: bool = False) -> None:
+    def __init__(
+        self, act: Act = "relu", p: float = 0.5, *, drop_path: bool = False, generator: Generator | None = None
+    ) -> None:
         name = type(self).__name__
         _check_p(name, "p", p)
+        check_is_generator(name, generator)
         super().__init__()
+        if generator is not None:
+            self.generator = generator
         self.act, self.p, self.drop_path = _activation.to_module(name, "act", act), p, drop_path
         self.register_parameter("bias", None)
 
@@ -187,10 +206,11 @@ class ActDropout(torch.nn.Module):
             residual=residual,
             drop_path=self.drop_path,
             act_weight=act_weight,
+            generator=self.generator,
         )
 
     def extra_repr(self) -> str:
-        return f"p={self.p}" + (", drop_path=True" if self.drop_path else "")
+        return f"p={self.p}" + (", drop_path=True" if self.drop_path else "") + generator_repr(self.generator)
 
     __prepare_scriptable__ = not_scriptable
 
@@ -205,6 +225,7 @@ class BiasActDropoutAdd(ActDropout):
         act (str, Activation, Module or None): as in :class:`BatchNormAct1d`. Default: None.
         p (float): probability of an element, or with drop_path of a sample, to be zeroed in training. Default: 0.5.
         drop_path (bool): drop whole samples instead of elements. Default: False.
+        generator (torch.Generator, optional): draw from it in place of the device's own. Default: None.
         device, dtype: of the bias. Default: torch's defaults.
 
     Shape:
@@ -212,6 +233,7 @@ class BiasActDropoutAdd(ActDropout):
 
     Raises:
         ValueError: an unknown activation, p not in [0, 1], or a residual of another shape.
+        TypeError: generator is no torch.Generator.
         RuntimeError: an input of another last size, a residual of another dtype or device.
     """
 
@@ -224,8 +246,9 @@ class BiasActDropoutAdd(ActDropout):
         drop_path: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        generator: Generator | None = None,
     ) -> None:
-        super().__init__(act, p, drop_path=drop_path)
+        super().__init__(act, p, drop_path=drop_path, generator=generator)
         self.act.to(device, dtype)
         self.bias = torch.nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 

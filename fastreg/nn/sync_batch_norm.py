@@ -5,7 +5,7 @@ import weakref
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.compiler import is_compiling
 from torch.nn.parameter import is_lazy
 from torch.types import Device
@@ -170,13 +170,13 @@ class SyncBatchNormAct(_BatchNormAct):
     Args:
         num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype, bias: as
             :class:`SyncBatchNorm`.
-        act, pre_act, drop: as :class:`fastreg.nn.BatchNormAct1d`.
+        act, pre_act, drop, generator: as :class:`fastreg.nn.BatchNormAct1d`.
 
     Shape:
         - input, residual (optional) and output: [N, C, ...].
 
     Raises:
-        ValueError, RuntimeError: as :class:`SyncBatchNorm` and :class:`fastreg.nn.BatchNormAct1d`.
+        ValueError, TypeError, RuntimeError: as :class:`SyncBatchNorm` and :class:`fastreg.nn.BatchNormAct1d`.
     """
 
     def __init__(
@@ -194,6 +194,7 @@ class SyncBatchNormAct(_BatchNormAct):
         act: Act = "relu",
         pre_act: Act = None,
         drop: float = 0.0,
+        generator: Generator | None = None,
     ) -> None:
         super().__init__(
             num_features,
@@ -207,6 +208,7 @@ class SyncBatchNormAct(_BatchNormAct):
             act=act,
             pre_act=pre_act,
             drop=drop,
+            generator=generator,
         )
         self.process_group = process_group
 
@@ -222,7 +224,7 @@ class SyncBatchNormAct(_BatchNormAct):
         if residual is not None:
             output = output + residual
         output = _activation.apply(act, output, act_weight)
-        return dropout(output, self.p) if self.p and self.training else output
+        return dropout(output, self.p, generator=self.generator) if self.p and self.training else output
 
 
 def _check_input(module, input):

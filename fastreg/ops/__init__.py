@@ -1,12 +1,8 @@
-"""Autograd formulas and fake kernels of the operators ``torch.ops.fastreg.*``, and the cheap way to call them.
+"""Fake kernels of the operators ``torch.ops.fastreg.*``, and the cheap way to call them.
 
-The schemas are in csrc/ops.cpp, the implementations in csrc/cpu and csrc/cuda. Autograd:
-
-- First derivatives are nodes in C++, registered with the dispatcher (csrc/autograd): eager calls, direct calls,
-  ``torch.compile`` and export take the same.
-- Dropout is its own derivative; the second derivatives of batch norm and of the fused operators are here.
-
-``torch.func.vmap``: vmap.py has the rules.
+The schemas are in csrc/ops.cpp, the implementations in csrc/cpu and csrc/cuda. Derivatives are registered with the
+dispatcher, so that eager calls, direct calls, ``torch.compile`` and export take the same: csrc/autograd has the first,
+fastreg/autograd the second. ``torch.func.vmap``: vmap.py has the rules.
 """
 
 from fastreg._extension import available

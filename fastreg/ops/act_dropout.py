@@ -1,10 +1,9 @@
-"""Dropout with what stands next to it: fake kernels, second derivatives, and the operators themselves."""
+"""Dropout with what stands next to it: fake kernels, and the operators themselves."""
 
 import torch
-from torch.library import register_autograd, register_fake
+from torch.library import register_fake
 
 from fastreg import reference
-from fastreg.ops.double_backward import activation, differentiate, inputs_of, setup_context
 from fastreg.reference.dropout import empty_elementwise_like
 
 given = torch.ops.fastreg.act_dropout.default
@@ -39,27 +38,3 @@ def _(input, bias, act, act_parameter, p, residual, dims):
 def _(grad_output, input, bias, act, act_parameter, p, rng_state, dims, strides):
     _check(input, grad_output, rng_state)
     return input.new_empty_strided(input.shape, strides)
-
-
-# ---- second derivatives; csrc/autograd/act_dropout.cpp has the first
-
-
-def _double_backward(ctx, gradient):
-    grad_output, input, bias, act, act_parameter, p, rng_state, dims, strides = inputs_of(ctx)
-
-    def definition(x, bias):
-        return reference.fused.act_dropout(
-            x,
-            bias,
-            activation(act, act_parameter),
-            p,
-            rng_state,
-            dims=dims,
-            strides=strides,
-        )
-
-    dg, dx, dbias = differentiate(definition, (input, bias), grad_output, (gradient, None))
-    return dg, dx, dbias, *[None] * 6
-
-
-register_autograd("fastreg::act_dropout_backward", _double_backward, setup_context=setup_context)

@@ -8,6 +8,7 @@ from fastreg.reference.dropout import check_rng_state, empty_result_like
 
 _OP = torch.ops.fastreg.dropout.default
 _OP_ = torch.ops.fastreg.dropout_.default
+_DRAW = torch.ops.fastreg.draw_rng_state.default
 _SEEDED = torch.ops.fastreg.dropout_seeded.default
 _SEEDED_ = torch.ops.fastreg.dropout_seeded_.default
 _FEATURE = torch.ops.fastreg.feature_dropout.default
@@ -42,6 +43,11 @@ def _(input, p, index_map=None, transform=None):
 @register_fake("fastreg::dropout_seeded_")
 def _(input, p, index_map=None, transform=None):
     return input.new_empty(2, dtype=torch.int64)
+
+
+@register_fake("fastreg::draw_rng_state")
+def _(like, generator=None):
+    return like.new_empty(2, dtype=torch.int64)
 
 
 @register_fake("fastreg::feature_dropout")
@@ -110,6 +116,7 @@ def apply_(
         _FEATURE_(input, dims, p, rng_state, index_map, transform)
 
 
-def draw_state(device) -> Tensor:
-    """The rng_state that dropout of a tensor on this device would draw now, drawn as dropout draws it."""
-    return _SEEDED(torch.empty(1, device=device), 0.5)[1]
+def draw_state(device, generator: torch.Generator | None = None) -> Tensor:
+    """The rng_state that dropout of a tensor on this device would draw now, drawn as dropout draws it. On CUDA in a
+    launch of its own."""
+    return _DRAW(torch.empty(0, device=device), generator)

@@ -128,7 +128,12 @@ def _feature_dropout_seeded_(input, dims, p, index_map=None, transform=None):
     return state
 
 
+def _draw_rng_state(like, generator=None):
+    return draw_state(like.device, generator)
+
+
 # This key, unlike a rule of vmap, has a say also where no argument is batched.
+_library.impl("draw_rng_state", _draw_rng_state, "FuncTorchVmapMode")
 _library.impl("dropout_seeded", _dropout_seeded, "FuncTorchVmapMode")
 _library.impl("dropout_seeded_", _dropout_seeded_, "FuncTorchVmapMode")
 _library.impl("feature_dropout_seeded", _feature_dropout_seeded, "FuncTorchVmapMode")

@@ -158,9 +158,10 @@ def feature_dropout(input, dims, p, rng_state, index_map=None, transform=None, r
     return transformed(input, keep.reshape(*leading, *[1] * (input.dim() - dims)), p, transform, residual)
 
 
-def draw_state(device):
-    """A fresh rng_state from the device's default generator: a seed of 64 bits, offset 0."""
-    seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
+def draw_state(device, generator=None):
+    """A fresh rng_state from a generator, none: the device's own: a seed of 64 bits, offset 0."""
+    given = {} if generator is None else {"generator": generator}  # another overload, which compilers do not know
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,), **given, dtype=torch.int64, device=device)
     return torch.cat((seed, torch.zeros_like(seed)))
 
 

@@ -15,10 +15,11 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fastreg"
 LAYERS = (
     ("_activation", "_extension", "_routing", "reference"),
     ("ops",),
+    ("autograd",),
     ("rng_states", "sharded_tensors", "sharding"),
     ("functional",),
     ("nn",),
-    ("conversion", "explanation", "export", "patching"),
+    ("composed_patch", "conversion", "explanation", "export", "patching"),
     ("calls",),
     ("", "__main__", "running"),
 )

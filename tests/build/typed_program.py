@@ -39,13 +39,17 @@ x = torch.ones(2, 8, 4, 4)
 state = fastreg.draw_rng_state(x.device)
 assert_type(state, Tensor)
 assert_type(F.dropout(x, 0.5, rng_state=state), Tensor)
+generator = torch.Generator().manual_seed(1)
+assert_type(fastreg.draw_rng_state(generator=generator), Tensor)
+assert_type(F.dropout(x, 0.5, generator=generator), Tensor)
+assert_type(nn.Dropout(0.5, generator=generator).generator, torch.Generator | None)
 assert_type(F.batch_norm(x, None, None, training=True), Tensor)
 assert_type(F.batch_norm_act(x, None, None, training=True, act=F.Activation("elu", 0.5), residual=x), Tensor)
 assert_type(F.act_dropout(x, "gelu", 0.1, drop_path=True), Tensor)
 assert_type(fastreg.dropout_mask(x.shape, 0.5, state, dims=2), Tensor)
 with fastreg.record_rng_states() as states, fastreg.sharded_batch([1, 1]):
     assert_type(states, list[Tensor])
-with fastreg.replay_rng_states(states), fastreg.patch_torch():
+with fastreg.replay_rng_states(states), fastreg.patch_torch(force=True):
     pass
 first, second = fastreg.checkpoint_contexts()
 assert_type(fastreg.explain(x, device_limits=90), dict[str, Any])

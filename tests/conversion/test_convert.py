@@ -482,7 +482,7 @@ def test_other_devices(device):
 
 def test_explain(capsys):
     from fastreg import __main__
-    from fastreg.conversion.explain import accesses
+    from fastreg.conversion.traffic import accesses
 
     assert accesses(True, 1, False, False) == (13, 8)  # batch norm and an activation: as batch norm alone
     assert accesses(True, 1, True, False) == (16, 10)  # the residual read, its gradient written
@@ -586,4 +586,4 @@ def test_source_that_does_not_parse(tmp_path, monkeypatch):
 def test_report_tells_the_modes():
     report = fastreg.report(fastreg.convert(mlp()))
     assert [site.evaluation for site in report.fused] == [True, True, False]
-    assert "1 gelu + dropout, in training alone" in str(report) and "1 batch norm + leaky_relu\n" in str(report)
+    assert "1 gelu + dropout, in training alone" in str(report) and "1 batch norm + leaky_relu (" in str(report)

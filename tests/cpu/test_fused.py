@@ -89,6 +89,23 @@ def ulp_of(values):
     return torch.ldexp(torch.ones_like(values), torch.frexp(values).exponent - 24)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("act", EXPONENTIAL)
+def test_errors_in_16_bits(act, dtype):
+    """All numbers: to what rounding leaves comes no more than what the formulas of fewer digits have, 5.3e-6 of an
+    exponential and 4.5e-6 of gelu's polynomial, and two units of float32 in the argument of an exponential."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    x = x[x.isfinite()]
+    exact, slope = exactly(x.float(), act)
+    subnormal = -24 if dtype == torch.float16 else -133
+    exponent = torch.frexp(exact).exponent - (11 if dtype == torch.float16 else 8)
+    half = torch.ldexp(torch.full_like(exact, 0.5), exponent.clamp(min=subnormal))
+    allowed = half + 1.1e-5 * exact.abs() + 2 * ulp_of(x.double()) * slope.abs()
+    ours = act_dropout(x, act).double()
+    within = ours.isfinite() | (exact.abs() > torch.finfo(dtype).max)
+    assert within.all() and ((ours - exact).abs()[ours.isfinite()] <= (allowed + 3e-37)[ours.isfinite()]).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("act", NATIVE)
 def test_special_values(act, dtype):

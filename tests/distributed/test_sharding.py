@@ -116,6 +116,24 @@ def test_all_ranks_drop_with_one_state(ranks):
     ranks.run(check_drawn_states)
 
 
+def check_generators():
+    """All ranks have the state of the mesh's first, and each advances its own generator."""
+    generator, mesh = torch.Generator().manual_seed(dist.get_rank()), mesh_of_all()
+    whole = DTensor.from_local(torch.ones(40, 3), mesh, [Replicate()] * mesh.ndim)
+    output = F.dropout(whole, generator=generator).to_local()
+    assert torch.equal(output, F.dropout(torch.ones(40, 3), generator=torch.Generator().manual_seed(0)))
+    own = torch.Generator().manual_seed(dist.get_rank())
+    fastreg.draw_rng_state(generator=own)
+    assert torch.equal(generator.get_state(), own.get_state())
+    for wrong, exception in ((5, TypeError), (generator, ValueError)):
+        with pytest.raises(exception, match="dropout: generator must be"):
+            F.dropout(whole, generator=wrong, rng_state=None if wrong == 5 else STATE)
+
+
+def test_all_ranks_drop_with_the_state_of_the_first_ones_generator(ranks):
+    ranks.run(check_generators)
+
+
 def check_placements():
     mesh = mesh_of(dist.get_world_size())
     x = DTensor.from_local(torch.ones(4, 4), mesh, [Partial()])

@@ -1,5 +1,6 @@
 """checkpoint_contexts: the second call has the masks of the first, without the states of generators."""
 
+import contextlib
 import functools
 
 import pytest
@@ -110,6 +111,25 @@ def test_selective(device):
         assert_same_masks(x, y)
 
 
+def test_given_contexts_are_entered(device):
+    """Each call has its own, around it."""
+    entered = []
+
+    @contextlib.contextmanager
+    def telling(name):
+        entered.append(name)
+        yield
+        entered.append(f"{name} left")
+
+    def tell(x):
+        entered.append("called")
+        return block(x)
+
+    make = functools.partial(fastreg.checkpoint_contexts, lambda: (telling("first"), telling("second")))
+    again(tell, ones(device), context_fn=make).sum().backward()
+    assert entered[:5] == ["first", "called", "first left", "second", "called"]
+
+
 def test_recording_and_replaying(device):
     """Around it: what is recorded once is what both calls had."""
     x = ones(device)
@@ -150,6 +170,14 @@ def test_torchs_dropout_while_patched(device):
             run(x).sum().backward()
             results.append(x.grad)
         assert torch.equal(*results)
+
+
+def test_contexts_that_are_used_again(device):
+    """A pair that was made once serves one checkpoint after the other."""
+    pair = fastreg.checkpoint_contexts()
+    for _ in range(2):
+        x = ones(device)
+        assert_same_masks(x, again(block, x, context_fn=lambda: pair))
 
 
 def test_second_call_that_draws_more(device):

@@ -54,7 +54,7 @@ def test_state(kind, inplace):
         assert_refused(exception, words, kind.function, x, 0.5, True, inplace, rng_state=state)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.keywords], ids=str)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS.values() if kind.keywords])
 def test_scaling(kind):
     name, x = kind.function.__name__, torch.ones(kind.shape)
     for training in (True, False):

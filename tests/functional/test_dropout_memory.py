@@ -8,7 +8,7 @@ from fastreg import functional as F
 from tests.common import DEVICES, DTYPES
 from tests.functional.dropout_family import KINDS
 
-pytestmark = pytest.mark.parametrize("device", DEVICES)
+pytestmark = [pytest.mark.parametrize("device", DEVICES), pytest.mark.usefixtures("derivatives")]
 all_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 STATE_BYTES = 16
 

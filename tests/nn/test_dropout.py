@@ -39,7 +39,7 @@ def test_is_torchs(name):
     parameters = list(inspect.signature(ours).parameters.values())
     positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == list(inspect.signature(torchs).parameters.values())
-    assert [p.name for p in parameters[len(positional) :]] == (["scaling"] if name in SCALED else [])
+    assert [p.name for p in parameters[len(positional) :]] == [*(["scaling"] if name in SCALED else []), "generator"]
     for arguments in ({}, {"p": 0.2}, {"inplace": True}, {"p": 1, "inplace": True}):
         one, other = ours(**arguments), torchs(**arguments)
         assert repr(one) == repr(other) and one.__dict__.keys() == other.__dict__.keys()

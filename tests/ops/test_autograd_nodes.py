@@ -1,4 +1,4 @@
-"""The nodes that the operators put into autograd's graph behave as torch's own do."""
+"""The nodes that the operators put into autograd's graph behave as torch's own do, those in C++ and those in Python."""
 
 import gc
 import weakref
@@ -10,7 +10,8 @@ from tests.common import COMPILED_BACKENDS
 
 ops = torch.ops.fastreg
 pytestmark = [
-    pytest.mark.skipif(not COMPILED_BACKENDS, reason="the nodes are compiled code"),
+    pytest.mark.skipif(not COMPILED_BACKENDS, reason="the operators are compiled code"),
+    pytest.mark.usefixtures("derivatives"),
 ]
 
 SHAPE = (6, 4, 5)
@@ -107,15 +108,21 @@ def made(case):
     return inputs, call, torch.linspace(-2, 1, 120).reshape(SHAPE)
 
 
+def name_of_node(case, derivatives):
+    """A name says where the node is from."""
+    if derivatives == "cpp":
+        return f"fastreg::{CASES[case][1]}Backward"
+    return "torch::autograd::CopyBackwards" if case == "dropout in place" else f"{CASES[case][1]}Backward"
+
+
 def gradients(call, inputs, grad, **options):
     return torch.autograd.grad(call(), inputs, grad, **options)
 
 
 @cases
-def test_name(case):
+def test_name(case, derivatives):
     _, call, _ = made(case)
-    name = call().grad_fn.name()
-    assert name == f"fastreg::{CASES[case][1]}Backward"
+    assert call().grad_fn.name() == name_of_node(case, derivatives)
 
 
 @cases
@@ -239,9 +246,10 @@ def test_compiled_autograd_knows_the_fields(case):
 
 
 @cases
-def test_anomaly_mode(case):
+def test_anomaly_mode(case, derivatives):
     inputs, call, grad = made(case)
-    with pytest.warns(UserWarning, match="Error detected in fastreg::"), torch.autograd.detect_anomaly():
+    name = name_of_node(case, derivatives)
+    with pytest.warns(UserWarning, match=f"Error detected in {name}"), torch.autograd.detect_anomaly():
         y = call()
-        with pytest.raises(RuntimeError, match=f"fastreg::{CASES[case][1]}Backward.* returned nan"):
+        with pytest.raises(RuntimeError, match=f"{name}.* returned nan"):
             torch.autograd.grad(y, inputs, grad * float("nan"))

@@ -87,6 +87,7 @@ def test_parameters_in_float32(dtype):
         assert act_dropout(linear(x.float()), "relu", 0.5, bias=bias).dtype == torch.float32
 
 
+@pytest.mark.usefixtures("derivatives")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("act", NATIVE)
 @pytest.mark.parametrize("with_residual", [True, False])
@@ -110,6 +111,7 @@ def test_derivatives(device, act, with_residual):
             assert torch.autograd.gradgradcheck(call, arguments, **tolerance)
 
 
+@pytest.mark.usefixtures("derivatives")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("act", NATIVE)
 @pytest.mark.parametrize("path", [False, True])
@@ -128,6 +130,7 @@ def test_derivatives_of_act_dropout(device, act, path):
         assert torch.autograd.gradgradcheck(call, arguments, **tolerance)
 
 
+@pytest.mark.usefixtures("derivatives")
 def test_third_derivative():
     (x, residual, weight, bias), _ = operands(shape=(3, C))
 

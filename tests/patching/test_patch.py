@@ -302,3 +302,29 @@ def test_recorded_and_replayed():
 def test_sharded_batch():
     with fastreg.patch_torch(), fastreg.sharded_batch(8):
         assert is_ours(F.dropout(x()))
+
+
+def test_momentum():
+    for momentum in (0.3, 1.0):
+        mean, expected, given = torch.zeros(16), torch.zeros(16), x()
+        F.batch_norm(given, expected, torch.ones(16), training=True, momentum=momentum)
+        with fastreg.patch_torch():
+            F.batch_norm(given, mean, torch.ones(16), training=True, momentum=momentum)
+        torch.testing.assert_close(mean, expected)
+
+
+@pytest.mark.parametrize("train", [True, None])
+def test_mask_of_native_dropout(train):
+    """That of the result, whatever the strides; train=None is training."""
+    given = torch.rand(6, 40, 50) + 0.5
+    for tensor in (given, given.transpose(0, 2), given[:, ::2], given.view(6, 40, 5, 10).transpose(1, 3)):
+        with fastreg.patch_torch():
+            y, mask = torch.native_dropout(tensor, 0.5, train)
+        assert torch.equal(y != 0, mask) and 0.4 < mask.double().mean() < 0.6
+
+
+def test_statistics_that_require_grad_are_torchs():
+    """Who refuses them."""
+    mean = torch.zeros(16, requires_grad=True)
+    with fastreg.patch_torch(), pytest.raises(RuntimeError, match="native_batch_norm' is not differentiable"):
+        F.batch_norm(x(), mean, torch.ones(16), training=False)

@@ -29,7 +29,7 @@ def arguments(device, layout=contiguous, dtype=torch.float32, requires_grad=True
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    "layout, dtype", [(contiguous, torch.bfloat16), (channels_last, torch.float32), (sliced, torch.float32)], ids=str
+    "layout, dtype", [(contiguous, torch.bfloat16), (channels_last, torch.float32), (sliced, torch.float32)]
 )
 def test_opcheck(device, layout, dtype):
     x, weight, bias, mean, var = arguments(device, layout, dtype)

@@ -13,6 +13,7 @@ from fastreg import functional as F
 from tests.common import DEVICES, channels_last, contiguous, in_layout
 
 OPS = torch.ops.fastreg
+pytestmark = pytest.mark.usefixtures("derivatives")
 devices = pytest.mark.parametrize("device", DEVICES)
 trainings = pytest.mark.parametrize("training", [True, False])
 

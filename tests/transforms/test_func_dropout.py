@@ -13,6 +13,7 @@ from tests.functional.dropout_family import KINDS
 from tests.known_answers import rng_state
 
 OPS = torch.ops.fastreg
+pytestmark = pytest.mark.usefixtures("derivatives")
 STATE = torch.tensor([2, 8])
 all_kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 devices = pytest.mark.parametrize("device", DEVICES)

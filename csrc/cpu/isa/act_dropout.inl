@@ -65,7 +65,7 @@ void act_dropout(const T* x, T* y, int64_t begin, int64_t end, const ActDropout<
   DroppedTiles<T> tiles(a, begin, end);
   for (Tile tile; tiles(tile);) {
     load_with_bias(tile, x, tiles.bias(), z.values);
-    if (a.act.kind != ActivationKind::identity) activate_all(a.act, z.values, tile.size);
+    if (a.act.kind != ActivationKind::identity) activate_all<T>(a.act, z.values, tile.size);
     if (a.residual) {
       store_dropped_sum(tile, z.values, a.residual, y, tiles.dropping());
     } else {

@@ -61,18 +61,19 @@ struct MishParts {
   FASTREG_HD explicit MishParts(f32 z) : x(at_most(z, 40.0f)), e(exponential(x)), n(e * (e + 2.0f)) {}
 };
 
-template <ActivationKind kKind>
+template <ActivationKind kKind, Digits kDigits>
 FASTREG_HD f32 activate(f32 z, f32 parameter) {
   using K = ActivationKind;
   static_assert(has_exponential(kKind), "the others are left to the compiler's vectoriser");
   if constexpr (kKind == K::elu) return z > 0.0f ? z : parameter * exponential_less_one(z > 0.0f ? -z : z);
-  if constexpr (kKind == K::silu) return z / (exponential(-z) + 1.0f);
+  if constexpr (kKind == K::silu) return z / (exponential<kDigits>(-z) + 1.0f);
   if constexpr (kKind == K::mish) {
     const MishParts m(z);
     return z * (m.n / (m.n + 2.0f));
   }
-  if constexpr (kKind == K::gelu) return z * Normal(z).distribution;
-  if constexpr (kKind == K::gelu_tanh) return z / (exponential(-gelu_argument(z)) + 1.0f);
+  if constexpr (kKind == K::gelu && kDigits == Digits::of_16_bits) return z * normal_distribution_of_16_bits(z);
+  if constexpr (kKind == K::gelu && kDigits == Digits::of_float) return z * Normal(z).distribution;
+  if constexpr (kKind == K::gelu_tanh) return z / (exponential<kDigits>(-gelu_argument(z)) + 1.0f);
   if constexpr (kKind == K::sigmoid) return Logistic(z).value;
   if constexpr (kKind == K::tanh) return hyperbolic_tangent(z);
 }
@@ -122,8 +123,8 @@ FASTREG_HD V clamped(V z, C high) {
   return at_most(at_least(z, C(0)), high);
 }
 
-// act(z) of vectors, and for some the gradient of z.
-template <ActivationKind kKind, class C>
+// act(z) of vectors, and for some the gradient of z. T: the type that results are rounded to.
+template <ActivationKind kKind, class C, class T = C>
 struct Activated {
   C parameter;
 
@@ -136,7 +137,7 @@ struct Activated {
     if constexpr (kKind == K::leaky_relu) return z > C(0) ? z : z * broadcast(parameter);
     if constexpr (kKind == K::hardswish) return z * (clamped(z + C(3), C(6)) * broadcast(C(1) / C(6)));
     if constexpr (kKind == K::hardsigmoid) return clamped(z + C(3), C(6)) * broadcast(C(1) / C(6));
-    if constexpr (has_exponential(kKind)) return activate<kKind>(z, broadcast(parameter));
+    if constexpr (has_exponential(kKind)) return activate<kKind, kDigits<T>>(z, broadcast(parameter));
   }
 
   template <class V>
@@ -149,13 +150,13 @@ struct Activated {
   }
 };
 
-// z = act(z)
-template <class C>
+// z = act(z), to the digits of T.
+template <class T, class C>
 __attribute__((noinline)) void activate_all(const Activation& act, C* __restrict z, int count) {
   const C parameter = C(act.parameter);
   with_constant(act.kind, [&](auto kind) {
     if constexpr (is_vectorised<C>(kind)) {
-      const Activated<kind, C> activated{parameter};
+      const Activated<kind, C, T> activated{parameter};
       for (int i = 0; i < count; i += kLanes<C>) store(z + i, activated(load(z + i)));
     } else {
       for (int i = 0; i < count; ++i) z[i] = fastreg::activate(kind(), z[i], parameter);

@@ -202,7 +202,7 @@ class Normalised {
   void compute(const Tile& tile) {
     if (is_x_) return;
     load_tile(tile, x_, buffer_.values);
-    activate_all(pre_act_, buffer_.values, tile.size);
+    activate_all<T>(pre_act_, buffer_.values, tile.size);
   }
   // dx = dx pre_act'(x)
   void differentiate(const Tile& tile, C* dx) {
@@ -234,7 +234,7 @@ void normalize_act(Tiles tiles, const T* x, T* y, const ForwardCoefficients<comp
     if (e.act.kind == ActivationKind::prelu) {
       activate_by_channel(layout, tile, e.slopes, z.values);
     } else if (e.act.kind != ActivationKind::identity) {
-      activate_all(e.act, z.values, tile.size);
+      activate_all<T>(e.act, z.values, tile.size);
     }
     store_dropped(tile, z.values, y, dropping(e));
   }

@@ -17,7 +17,7 @@ bool normalize_bare(const Section& s, const T* x, T* y, const ForwardCoefficient
   bool is_done = false;
   with_constant(e.act.kind, [&](auto kind) {
     if constexpr (is_vectorised<C>(kind)) {
-      normalize_with(s, x, y, f, Activated<kind, C>{C(e.act.parameter)});
+      normalize_with(s, x, y, f, Activated<kind, C, T>{C(e.act.parameter)});
       is_done = true;
     }
   });
@@ -33,11 +33,6 @@ FASTREG_HD bool with_gradient(const Activation& act, F&& f) {
     f(Activated<ActivationKind::relu, C>{});
     return true;
   }
-  if constexpr (!std::is_same_v<T, C>)
-    if (act.kind == ActivationKind::silu) {
-      f(Activated<ActivationKind::silu, C>{});
-      return true;
-    }
   return false;
 }
 

@@ -36,8 +36,8 @@ inline bool is_on_device(const at::Tensor&) { return true; }
 inline bool is_capturing() { return false; }
 
 // What the CPU backend draws, so that the same tests hold for both.
-inline StateSource next_random_state() {
-  auto* generator = at::check_generator<at::CPUGeneratorImpl>(at::detail::getDefaultCPUGenerator());
+inline StateSource next_random_state(const std::optional<at::Generator>& given) {
+  auto* generator = at::get_generator_or_default<at::CPUGeneratorImpl>(given, at::detail::getDefaultCPUGenerator());
   const std::lock_guard<std::mutex> lock(generator->mutex_);
   StateSource state;
   state.seed = generator->random64() % ~uint64_t(0) - (uint64_t(1) << 63);

@@ -33,8 +33,9 @@ def worker(rank, folder, p):
         optimizer.step()
         losses.append(loss.item())
     if rank == 0:
-        print(*losses, sep="\n")
+        print(*losses, sep="\n", flush=True)
     del model, y, loss  # what holds DistributedDataParallel must not outlive its group
+    dist.barrier()  # by then gloo's threads have let go of tensors, and do not abort an interpreter that has ended
     dist.destroy_process_group()
 
 
