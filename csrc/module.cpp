@@ -8,8 +8,10 @@
 
 #include <optional>
 #include <string>
+#include <variant>
 
 #include "cpu/isa/kernels.h"
+#include "kernels/batch_norm/estimate.h"
 #include "kernels/batch_norm/plan.h"
 #include "operators/results.h"
 #include "operators/torch_patch.h"
@@ -70,15 +72,52 @@ fastreg::DeviceLimits limits_of_current_device() {
 #endif
 }
 
-// For fastreg.explain. compute_capability: of a typical device; none: the current device.
+struct AskedDevice {
+  fastreg::DeviceLimits limits;
+  std::optional<fastreg::DeviceSpeed> speed;
+};
+// A typical device of a compute capability, one of those whose speed is known, or the current one.
+AskedDevice asked_device(const std::variant<std::monostate, int, std::string>& asked) {
+  if (std::holds_alternative<std::monostate>(asked)) return {limits_of_current_device(), std::nullopt};
+  std::string got;
+  if (const std::string* name = std::get_if<std::string>(&asked)) {
+    if (const auto device = fastreg::known_device(*name)) return {device->limits, device->speed};
+    got = "'" + *name + "'";
+  } else {
+    if (const auto limits = fastreg::typical_limits(std::get<int>(asked))) return {*limits, std::nullopt};
+    got = std::to_string(std::get<int>(asked));
+  }
+  std::string names;
+  for (int i = 0; i < fastreg::kKnownDevices; ++i) names += std::string(", ") + fastreg::known_devices()[i].name;
+  throw py::value_error("explain: device_limits must be 75, 80, 86, 90, 100, 120" + names + ", got " + got);
+}
+
+// What an estimate consists of, and the time of each tier that can do it.
+py::dict estimates_of(const fastreg::BatchNormProblem& problem, const fastreg::BatchNormPlan& plan,
+                      const fastreg::DeviceLimits& limits, const fastreg::DeviceSpeed& speed) {
+  const fastreg::TimeEstimate time = fastreg::estimated_time(problem, plan, limits, speed);
+  py::dict told, tiers;
+  told["microseconds"] = time.total();
+  told["launches"] = time.launches;
+  told["memory"] = time.memory;
+  told["l2"] = time.l2;
+  told["reduction"] = time.reduction;
+  for (const fastreg::Tier tier : fastreg::kTiers) {
+    const fastreg::BatchNormPlan other = fastreg::plan_batch_norm(problem, limits, tier);
+    if (other.possible())
+      tiers[fastreg::tier_name(tier)] = fastreg::estimated_time(problem, other, limits, speed).total();
+  }
+  told["tiers"] = tiers;
+  return told;
+}
+
+// For fastreg.explain.
 py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool rows, int element_bytes, bool aligned,
                          bool training, bool backward, const std::optional<std::string>& act, bool residual,
-                         std::optional<int> compute_capability, const std::optional<std::string>& tier) {
+                         const std::variant<std::monostate, int, std::string>& device,
+                         const std::optional<std::string>& tier) {
   using fastreg::BatchNormPass;
-  const auto typical = compute_capability ? fastreg::typical_limits(*compute_capability) : limits_of_current_device();
-  if (!typical)
-    throw py::value_error("explain: device_limits must be 75, 80, 86, 90, 100 or 120, got " +
-                          std::to_string(*compute_capability));
+  const AskedDevice on = asked_device(device);
   std::optional<fastreg::Tier> asked;
   if (tier && !(asked = fastreg::tier_named(*tier)))
     throw py::value_error("explain: tier must be the name of a tier, got '" + *tier + "'");
@@ -91,9 +130,9 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
     problem.fused = true;
     problem.epilogue = fastreg::epilogue_traffic(*kind, residual, backward);
   }
-  const fastreg::BatchNormPlan plan = fastreg::plan_batch_norm(problem, *typical, asked);
+  const fastreg::BatchNormPlan plan = fastreg::plan_batch_norm(problem, on.limits, asked);
   py::dict told;
-  told["compute_capability"] = typical->compute_capability;
+  told["compute_capability"] = on.limits.compute_capability;
   told["tier"] = fastreg::tier_name(plan.tier);
   if (!plan.possible()) {
     told["refusal"] = plan.refusal;
@@ -101,6 +140,7 @@ py::dict plan_batch_norm(int64_t planes, int64_t channels, int64_t size, bool ro
   }
   told["launches"] = plan.launches;
   told["bytes_per_element"] = plan.bytes_per_element(element_bytes);
+  if (on.speed) told["estimate"] = estimates_of(problem, plan, on.limits, *on.speed);
   if (plan.blocks == 0) return told;
   told["blocks"] = plan.blocks;
   told["threads"] = plan.threads;

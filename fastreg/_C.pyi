@@ -15,7 +15,7 @@ def plan_batch_norm(
     backward: bool,
     act: str | None,
     residual: bool,
-    compute_capability: int | None,
+    device: int | str | None,
     tier: str | None,
 ) -> dict[str, Any]: ...
 def patch_torch(is_plain: Callable[..., bool]) -> None: ...

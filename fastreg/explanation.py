@@ -8,6 +8,9 @@ from torch import Tensor
 from fastreg import _extension
 from fastreg.reference.batch_norm import normalized_format
 
+# Whose speed is known: csrc/kernels/batch_norm/estimate.cpp.
+DEVICES = ("H200", "H100", "A100", "L4", "RTX 4090", "T4")
+
 
 def _channel_layout(x):
     """(planes, channels, size, rows): x in memory, or the operators' copy of it (csrc/operators/layout.h)."""
@@ -24,7 +27,7 @@ def explain(
     backward: bool = False,
     act: str | None = None,
     residual: bool = False,
-    device_limits: int | None = None,
+    device_limits: int | str | None = None,
     tier: str | None = None,
 ) -> dict[str, Any]:
     """The plan of the CUDA kernels for a batch norm of a tensor. Nothing is computed, and no GPU is needed.
@@ -39,7 +42,8 @@ def explain(
             computed, unless residual says otherwise.
         residual (bool): with a residual: forward reads it, and writes what backward needs; backward writes its
             gradient. Default: False.
-        device_limits (int, optional): compute capability of a typical device to plan for: 75, 80, 86, 90, 100 or 120.
+        device_limits (int or str, optional): compute capability of a typical device to plan for: 75, 80, 86, 90, 100 or
+            120; or the name of a device whose speed is known: "H200", "H100", "A100", "L4", "RTX 4090" or "T4".
             Default: the current CUDA device.
         tier (str, optional): plan this tier, whether or not it is the fastest. Default: the one that is chosen.
 
@@ -50,7 +54,10 @@ def explain(
         and written, all gradients wanted, an eighth for each time that one bit per element is; where the tier says so,
         ``blocks``, ``threads`` per block, ``cluster`` in blocks, ``channels_per_block``, ``buffers`` and
         ``shared_bytes`` per block; of teams, ``splits`` (blocks of one) and ``reread`` (share of the elements read once
-        more, from L2). Where the tier asked for cannot do it, ``refusal`` instead: why.
+        more, from L2). For a device that was named, ``estimate``: ``microseconds``, and what they consist of:
+        ``launches``, the larger of ``memory`` and ``l2``, and ``reduction``; ``tiers``, the microseconds of each tier
+        that can do it. It is computed from data sheets and published latencies, and no measurement; the tier is not
+        chosen by it. Where the tier asked for cannot do it, ``refusal`` instead: why.
 
     Raises:
         ValueError: input is empty or has fewer than 2 dimensions; device_limits or tier is not one of those named; act

@@ -78,7 +78,8 @@ class Job:
                 with failures.listed(self.failed, case.describe(), self.device):
                     yield []
                     samples, columns = self._measure(case, deadline)
-                    rows += summarise(case, samples, columns, prediction.bytes_moved(case, self.device))
+                    planned = prediction.bytes_moved(case, self.device)
+                    rows += summarise(case, samples, columns, planned, prediction.estimated_us(case, self.device))
                 yield rows
 
     def _measure(self, case: Case, deadline: float) -> tuple[Samples, dict[str, dict]]:
@@ -184,10 +185,15 @@ def _no_garbage_collection():
 
 
 def summarise(
-    case: Case, samples: Samples, columns: dict[str, dict] | None = None, planned: float | None = None
+    case: Case,
+    samples: Samples,
+    columns: dict[str, dict] | None = None,
+    planned: float | None = None,
+    estimated: float | None = None,
 ) -> Iterator[dict]:
     """One row per provider. `ratio`: how many times longer than fastreg; `of_copy`: share of the copy's bandwidth;
-    `predicted_us`: of fastreg, what moving the `planned` bytes takes at the copy's bandwidth."""
+    `predicted_us`: of fastreg, what moving the `planned` bytes takes at the copy's bandwidth;
+    `estimated_us`: of fastreg, what was estimated before."""
     moved = dict.fromkeys(samples, case.necessary_bytes) | {COPY: 2 * case.tensor_bytes}
     speed = {name: moved[name] / 1e9 / quantiles(times)[1] for name, times in samples.items()}
     nothing = {"saved_bytes": None, "peak_bytes": None, "launches": None}
@@ -195,7 +201,8 @@ def summarise(
         row = case.describe() | {"provider": name} | row
         row |= {"bytes": moved[name], "gb_per_s": speed[name], "of_copy": speed[name] / speed[COPY]}
         predicted = planned / speed[COPY] / 1e3 if planned and name == FASTREG.name else None
-        yield row | {"predicted_us": predicted} | nothing | (columns or {}).get(name, {})
+        row |= {"predicted_us": predicted, "estimated_us": estimated if name == FASTREG.name else None}
+        yield row | nothing | (columns or {}).get(name, {})
 
 
 def ratios(samples: Samples) -> dict[str, dict]:

@@ -100,6 +100,33 @@ def test_short_table():
     assert short.SECONDS * len(everything) < 90
 
 
+@pytest.mark.parametrize(
+    ("own", "known"),
+    [
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", None),
+    ],
+)
+def test_time_is_estimated_of_devices_that_are_known(monkeypatch, own, known):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: own)
+    asked = []
+
+    def explain(x, backward, device_limits, **how):
+        asked.append(device_limits)
+        return {"estimate": {"microseconds": 2.0 + backward}}
+
+    monkeypatch.setattr(fastreg, "explain", explain)
+    norm = Case("batch_norm_relu", "both", (4, 8), torch.float16)
+    assert prediction.estimated_us(norm, CUDA) == (5 if known else None)
+    assert set(asked) == ({known} if known else set())
+    assert prediction.estimated_us(norm, CPU) is None
+    assert prediction.estimated_us(Case("dropout", "forward", (4, 8)), CUDA) is None
+
+
 def test_what_the_plan_moves_predicts_the_time(monkeypatch):
     monkeypatch.setattr(fastreg, "explain", lambda x, **how: {"bytes_per_element": (2 + how["backward"]) * x.itemsize})
     norm = Case("batch_norm_relu", "both", (4, 8), torch.float16)
@@ -107,7 +134,8 @@ def test_what_the_plan_moves_predicts_the_time(monkeypatch):
     assert prediction.bytes_moved(norm, CPU) is None
     assert prediction.bytes_moved(Case("dropout", "forward", (4, 8)), CUDA) == 2 * 128
     samples = {"copy": [2e-6], "torch": [9e-6], "fastreg": [6e-6]}
-    rows = {row["provider"]: row for row in summarise(norm, samples, planned=5 * 64)}
+    rows = {row["provider"]: row for row in summarise(norm, samples, planned=5 * 64, estimated=7.0)}
+    assert rows["fastreg"]["estimated_us"] == 7 and rows["torch"]["estimated_us"] is None
     assert rows["fastreg"]["predicted_us"] == pytest.approx(5) and rows["torch"]["predicted_us"] is None
 
     def none(x, **how):

@@ -1,9 +1,9 @@
 """What nvcc made of each kernel: one Measurement per kernel and architecture."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tests.codegen import sass, toolchain
+from tests.codegen import loops, sass, toolchain
 
 ELEMENT_BYTES = {"float": 4, "double": 8, "half": 2, "bfloat16": 2}
 RESOURCES = re.compile(
@@ -14,6 +14,8 @@ RESOURCES = re.compile(
     re.DOTALL,
 )
 SHARED = re.compile(r"(\d+) bytes smem")
+INFORMATION = re.compile(r"^\.nv\.info\.(\w+)$", re.MULTILINE)
+MOST_THREADS = re.compile(r"EIATTR_MAX_THREADS\s+Format:\s+\w+\s+Value:\s+(0x[0-9a-f]+) ")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class MachineCode:
     narrow: int | None  # narrower ones in the main loop; None: there is no loop with 128-bit accesses
     instructions: float | None  # in the main loop, per 8 elements that it stores; None: it stores none
     alu: float | None  # of these on the ALU pipe
+    loops: loops.Loops
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Measurement:
     stack: int
     spill_stores: int
     spill_loads: int
+    threads: int = 256  # of a block, at most
     code: MachineCode | None = None  # None: not disassembled
 
 
@@ -44,6 +48,13 @@ def parse_resources(log):
         numbers = {key: int(match[key]) for key in ("registers", "stack", "spill_stores", "spill_loads")}
         found[match["name"]] = Measurement(shared=int(shared[1]) if shared else 0, **numbers)
     return found
+
+
+def parse_threads(text):
+    """{mangled name: threads of a block, at most} from what `cuobjdump -elf` writes, of kernels that say it."""
+    pieces = INFORMATION.split(text)
+    found = {name: MOST_THREADS.search(body) for name, body in zip(pieces[1::2], pieces[2::2], strict=True)}
+    return {name: int(match[1], 16) for name, match in found.items() if match}
 
 
 def warnings(log):
@@ -64,11 +75,12 @@ def has_wide_vectors(kernel):
 def narrow_accesses(loop, width):
     """How many of less than 128 bits a loop has, but for gates.
 
-    The gates of a vector of eight elements are one byte, and no element is: so many bytes as vectors are loaded count
-    for nothing there. Whether the loop's path passes by them is the compiler's choice, a branch or a predicate.
+    The gates of a vector of eight or four elements are in one byte, and no element is: so many bytes as vectors are
+    loaded count for nothing there. Whether the loop's path passes by them is the compiler's choice, a branch or a
+    predicate.
     """
     gates = sum(i.streams == 8 for i in loop)
-    vectors = sass.wide_accesses(loop, sass.LOADS) if width == 8 else 0
+    vectors = sass.wide_accesses(loop, sass.LOADS) if width in (4, 8) else 0
     return sum(0 < i.streams < 128 for i in loop) - min(gates, vectors)
 
 
@@ -78,6 +90,7 @@ def examine(kernel, instructions):
         "local": sum(i.name in sass.LOCAL for i in instructions),
         "wide_loads": sass.wide_accesses(instructions, sass.LOADS),
         "wide_stores": sass.wide_accesses(instructions, sass.STORES),
+        "loops": loops.examine(instructions),
     }
     loop = sass.main_loop(instructions) if has_wide_vectors(kernel) else None
     if loop is None:
@@ -94,12 +107,14 @@ def measure(compiled):
     """{(kernel, gpu): Measurement} of what was compiled, its machine code included where there is a disassembler."""
     resources = parse_resources(compiled.log)
     kernels = dict(zip(resources, toolchain.demangle(resources), strict=True))
-    code = {}
+    code, threads = {}, {}
     if toolchain.find_disassembler():
-        code = {
-            name: examine(kernels[name], body) for name, body in sass.parse(toolchain.disassemble(compiled)).items()
-        }
+        bodies = sass.parse(toolchain.disassemble(compiled))
+        code = {name: examine(kernels[name], body) for name, body in bodies.items()}
+        threads = parse_threads(toolchain.dump_information(compiled))
     return {
-        (kernels[name], compiled.gpu): Measurement(**{**vars(found), "code": code.get(name)})
+        (kernels[name], compiled.gpu): replace(
+            found, code=code.get(name), threads=threads.get(name, Measurement.threads)
+        )
         for name, found in resources.items()
     }

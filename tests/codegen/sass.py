@@ -84,11 +84,14 @@ class Block:
 
     instructions: list[Instruction]
     successors: list[int]
-    wide: int
 
 
 def blocks(instructions):
-    """The basic blocks in the order of their addresses. After BSYNC threads go on behind it, where BSSY said."""
+    """The basic blocks in the order of their addresses. After BSYNC threads go on behind it, where BSSY said.
+
+    A jump by a table (BRX) leads to the blocks behind it, up to the next one's, that nothing else leads to, but for
+    those that a call returns to.
+    """
     addresses = [i.address for i in instructions]
     cuts = {0, len(instructions)}
     for at, instruction in enumerate(instructions):
@@ -103,8 +106,15 @@ def blocks(instructions):
         successors = [number + 1] if last.falls_through and end < len(instructions) else []
         if last.target is not None:
             successors.append(bisect_left(cuts, bisect_left(addresses, last.target)))
-        body = instructions[begin:end]
-        result.append(Block(body, successors, wide_accesses(body)))
+        result.append(Block(instructions[begin:end], successors))
+    reached = {0, *(successor for block in result for successor in block.successors)}
+    reached |= {number + 1 for number, block in enumerate(result) if block.instructions[-1].name == "CALL"}
+    table = []  # successors of the last jump by a table
+    for number, block in enumerate(result):
+        if number not in reached:
+            table.append(number)
+        if block.instructions[-1].name in {"BRX", "BRXU"}:
+            table = block.successors
     return result
 
 
@@ -129,8 +139,8 @@ def loops_of(graph):
     return loops
 
 
-def cheapest_cycle(graph, head, body):
-    """Of the cycles from head through body with the most 128-bit accesses, the shortest: its blocks, none without one.
+def cheapest_cycle(graph, head, body, worth):
+    """Of the cycles from head through body whose blocks are worth most, the shortest: its blocks, none without one.
 
     A cycle passes no block twice: it does not go round a loop inside of it.
     """
@@ -143,34 +153,40 @@ def cheapest_cycle(graph, head, body):
             state = previous[state]
         return path[::-1]
 
-    best = (-1, 0, None)  # accesses, minus length, last state
+    best = (-1, 0, None)  # worth, minus length, last state
     queue = [(0, head, 0, None)]
     while queue:
-        length, number, wide, origin = heapq.heappop(queue)
+        length, number, of_path, origin = heapq.heappop(queue)
         if number == head and origin is not None:
-            best = max(best, (wide, -length, origin), key=lambda cycle: cycle[:2])
+            best = max(best, (of_path, -length, origin), key=lambda cycle: cycle[:2])
             continue
-        state = (number, wide)
+        state = (number, of_path)
         if state in distance:
             continue
         distance[state], previous[state] = length, origin
         block = graph[number]
         passed = set(path_to(state)) - {head}
         for successor in body.intersection(block.successors) - passed:
-            heapq.heappush(queue, (length + len(block.instructions), successor, wide + block.wide, state))
+            heapq.heappush(queue, (length + len(block.instructions), successor, of_path + worth[number], state))
     return path_to(best[2])
 
 
 def main_loop(instructions):
     """The instructions of the main loop in the order of a pass, or None where no loop has 128-bit accesses."""
     graph = blocks(instructions)
-    loops = []
-    for head, body in loops_of(graph).items():
-        cycle = [i for number in cheapest_cycle(graph, head, body) for i in graph[number].instructions]
-        if wide_accesses(cycle):
-            loops.append((body, cycle))
-    inner = [cycle for body, cycle in loops if not any(other < body for other, _ in loops)]
-    return max(inner, key=lambda cycle: (wide_accesses(cycle), -len(cycle)), default=None)
+    wide = [wide_accesses(block.instructions) for block in graph]
+    loops = {frozenset(body): head for head, body in loops_of(graph).items() if any(wide[number] for number in body)}
+    cycles = [
+        [i for number in cheapest_cycle(graph, loops[body], body, wide) for i in graph[number].instructions]
+        for body in innermost(loops)
+    ]
+    cycles = [cycle for cycle in cycles if wide_accesses(cycle)]
+    return max(cycles, key=lambda cycle: (wide_accesses(cycle), -len(cycle)), default=None)
+
+
+def innermost(bodies):
+    """Of loops those without another one inside."""
+    return [body for body in bodies if not any(other < body for other in bodies)]
 
 
 def wide_accesses(instructions, kinds=LOADS | STORES):

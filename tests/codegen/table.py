@@ -5,13 +5,14 @@ from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tests.codegen import loop_rules
 from tests.codegen.measure import has_wide_vectors
 
 PATH = Path(__file__).with_name("table.tsv")
 BUDGET = (
     64  # registers, for a kernel new to the table: four blocks of 256 threads a multiprocessor; 80: three, 128: two
 )
-MOST_KERNELS, MOST_SOURCES = 200, 12
+MOST_KERNELS, MOST_SOURCES = 220, 12
 MOST_GROWTH = 1.1  # of instructions per 8 elements
 REDUCTIONS = {"batch_norm_moments_kernel", "batch_norm_grad_sums_kernel"}  # they need no 128-bit stores
 
@@ -28,6 +29,15 @@ class Row:
     spill_loads: int
     instructions: float | None  # per 8 elements, in the main loop
     alu: float | None
+    # See loop_rules.py.
+    loads: float | None
+    kilobytes: float | None
+    partials: float | None
+    divisions: float | None
+    fences: float | None
+
+
+OF_CODE = [field for field in fields(Row)[1:] if field.type is not int]
 
 
 def read(path=PATH):
@@ -38,8 +48,8 @@ def read(path=PATH):
         rows = [
             Row(
                 record["kernel"],
-                *(int(record[field.name]) for field in fields(Row)[1:-2]),
-                *(float(record[name]) if record[name] else None for name in ("instructions", "alu")),
+                *(int(record[field.name]) for field in fields(Row)[1:] if field.type is int),
+                *(float(record[field.name]) if record.get(field.name) else None for field in OF_CODE),
             )
             for record in csv.DictReader(file, delimiter="\t")
         ]
@@ -60,9 +70,11 @@ def updated(table, measured):
     rows = {key: row for key, row in table.items() if row.gpu not in gpus}
     for (kernel, gpu), m in measured.items():
         resources = (m.registers, budgets.get(kernel, BUDGET), m.shared, m.stack, m.spill_stores, m.spill_loads)
-        per_8 = (m.code.instructions, m.code.alu) if m.code else (None, None)
-        per_8 = [None if value is None else round(value, 1) for value in per_8]
-        rows[kernel, gpu] = Row(kernel, gpu, *resources, *per_8)
+        of_code = [None] * len(OF_CODE)
+        if m.code:
+            of_code = [m.code.instructions, m.code.alu, *loop_rules.measured(m, gpu).values()]
+        of_code = [None if value is None else round(value, 1) for value in of_code]
+        rows[kernel, gpu] = Row(kernel, gpu, *resources, *of_code)
     return rows
 
 
@@ -104,6 +116,7 @@ def code_failures(measured, table):
         at, code = f"{kernel} sm_{gpu}:", m.code
         if code is None:
             continue
+        wrong += [f"{at} {line}" for line in loop_rules.failures(kernel, gpu, m)]
         if code.local:
             wrong.append(f"{at} {code.local} accesses to local memory")
         if not has_wide_vectors(kernel):
@@ -130,6 +143,8 @@ def differences(measured, table):
         now = {"registers": m.registers, "shared": m.shared}
         if m.code and m.code.instructions:
             now["instructions"] = round(m.code.instructions, 1)
+        if m.code:
+            now |= {name: n and round(n, 1) for name, n in loop_rules.measured(m, key[1]).items()}
         changes = [f"{name} {getattr(row, name)} -> {n}" for name, n in now.items() if row and getattr(row, name) != n]
         if changes:
             lines.append(f"{key[0]} sm_{key[1]}: {', '.join(changes)}")

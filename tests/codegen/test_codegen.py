@@ -65,22 +65,22 @@ class TestKernels:
 
 
 @functools.cache
-def planted():
+def planted(gpu=80):
     source = Path(toolchain.__file__).with_name("planted.cu")
-    return toolchain.compile_for(source, 80)
+    return toolchain.compile_for(source, gpu)
 
 
 @pytest.mark.nvcc
 class TestPlanted:
-    def failures(self, kernel, check=table.resource_failures):
-        own = {key: m for key, m in measure_all([planted()]).items() if key[0] == f"{kernel}<float, 4>"}
+    def failures(self, kernel, check=table.resource_failures, gpu=80):
+        own = {key: m for key, m in measure_all([planted(gpu)]).items() if key[0] == f"{kernel}<float, 4>"}
         assert len(own) == 1
         return check(own, table.updated({}, own))
 
-    def code_failures(self, kernel):
+    def code_failures(self, kernel, gpu=80):
         if toolchain.find_disassembler() is None:
             pytest.skip("machine code not checked: no cuobjdump")
-        return self.failures(kernel, table.code_failures)
+        return self.failures(kernel, table.code_failures, gpu)
 
     @pytest.mark.parametrize("kernel", ["spilling_kernel", "local_memory_kernel"])
     def test_local_memory(self, kernel):
@@ -103,6 +103,20 @@ class TestPlanted:
     def test_one_scalar_access_in_the_loop(self):
         (line,) = self.code_failures("scalar_weight_kernel")
         assert "1 accesses of less than 128 bits in its main loop" in line
+
+    @pytest.mark.parametrize(
+        ("kernel", "expected"),
+        [
+            ("one_at_a_time_kernel", ["32.0 KB in flight"]),
+            ("serial_tail_kernel", ["1.0 loads in flight in a sum", "1 divisions in loops", "no 128-bit loads"]),
+            ("fence_kernel", ["1 fences of the whole GPU"]),
+            ("eight_at_a_time_kernel", []),
+        ],
+    )
+    def test_loops(self, kernel, expected):
+        lines = self.code_failures(kernel, gpu=90)
+        assert len(lines) == len(expected), lines
+        assert all(f"sm_90: {start}" in line for line, start in zip(lines, expected, strict=True))
 
     def test_correct(self):
         assert self.failures("copy_kernel") == []

@@ -94,6 +94,10 @@ def disassemble(compiled):
     return run(find_disassembler(), "-sass", compiled.object)
 
 
+def dump_information(compiled):
+    return run(find_disassembler(), "-elf", compiled.object)
+
+
 def demangle(names):
     """Short names, such as dropout_kernel<float, 4, true>."""
     return [short_name(line) for line in run("c++filt", text="\n".join(names)).splitlines()]

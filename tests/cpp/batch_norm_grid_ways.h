@@ -16,6 +16,7 @@ struct GridWay {
   DeviceLimits limits;
   int buffers;
   bool splits, kept;  // whether groups are divided, and anything is kept: what it is about
+  bool sets = false;  // whether teams are so large that sets of their results are merged first
 };
 
 // For elements of which `vector` make 16 bytes.
@@ -34,6 +35,7 @@ inline std::vector<GridWay> grid_ways(int vector) {
   alone.limits.co_resident = false;
   return {alone,
           {"teams", Tier::grid, limits_of(4, 100, 0), 1, true, true},
+          {"large teams", Tier::grid, limits_of(8, 20, 0), 1, true, true, true},
           {"teams in several rounds", Tier::grid, limits_of(2, 32, 0), 2, true, true},
           {"teams, part of it left in L2", Tier::l2, limits_of(2, 6, 5 << 16), 2, true, true},
           {"teams, all of it left in L2", Tier::l2, limits_of(4, 0, 5 << 16), 2, true, false}};
@@ -46,7 +48,7 @@ inline const BatchNormShape kGridShapes[] = {
     {2, 8, 1, true},     {9, 8, 1, true},    {33, 40, 3, true},   {300, 8, 4, true}, {2, 264, 1, true},
     {61, 168, 2, true},  {130, 24, 1, true}, {2, 3, 8, false},    {5, 3, 48, false}, {40, 1, 96, false},
     {11, 4, 200, false}, {2, 1, 16, false},  {8, 3, 1024, false}, {64, 96, 4, true}, {4, 3, 4096, false},
-    {64, 192, 4, true},  {61, 20, 2, true},  {33, 4, 3, true},    {7, 3, 52, false},
+    {64, 192, 4, true},  {61, 20, 2, true},  {33, 4, 3, true},    {7, 3, 52, false}, {300, 16, 4, true},
 };
 
 // f(T{}) for the types that have such kernels.

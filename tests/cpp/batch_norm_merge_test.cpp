@@ -94,5 +94,18 @@ const testing::Test merge_kernel("batch norm merge kernel: parts of any size, em
       }
 });
 
+// What the GPU computes of counts, from the least exact estimate that its instruction may give and worse ones.
+const testing::Test quotients("batch norm: quotients of counts from estimates", [] {
+  for (double count = 1; count < 1e12; count = std::floor(1.7 * count + 1))
+    for (const double share : {1e-9, 0.1, 1.0 / 3, 0.5, 0.77, 1.0})
+      for (int ulps = -2; ulps <= 2; ++ulps) {
+        const float whole = float(count), part = float(std::ceil(count * share));
+        const float estimate = float(1 / double(whole)) * (1 + float(ulps) * 0x1p-23f);
+        const double exact = double(part) / double(whole);
+        const double error = std::abs(double(refined_quotient(part, whole, estimate)) - exact);
+        expect(error <= 0x1p-23 * exact, "quotient of " + std::to_string(part) + " and " + std::to_string(whole));
+      }
+});
+
 }  // namespace
 }  // namespace fastreg

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastreg
+from fastreg.explanation import DEVICES
 
 pytestmark = pytest.mark.skipif(
     fastreg._extension.problem() is not None, reason=f"no extension: {fastreg._extension.problem()}"
@@ -66,7 +67,7 @@ def test_meta():
         (ValueError, "at least 2 dimensions and one element, got \\[3\\]", {"input": half(3)}),
         (ValueError, "one element, got \\[0, 3\\]", {"input": half(0, 3)}),
         (TypeError, "got torch.int32", {"input": torch.empty(2, 3, dtype=torch.int32)}),
-        (ValueError, "75, 80, 86, 90, 100 or 120, got 70", {"device_limits": 70}),
+        (ValueError, "75, 80, 86, 90, 100, 120, H200, .*, T4, got 70", {"device_limits": 70}),
         (ValueError, "the name of a tier, got 'fastest'", {"tier": "fastest"}),
         (ValueError, "the name of an activation, got 'swoosh'", {"act": "swoosh"}),
     ],
@@ -111,3 +112,60 @@ def test_fused_channels_last_stays_on_chip():
             assert (plan["tier"], plan["launches"], plan["bytes_per_element"]) == ("grid", 1, forward)
         plan = fastreg.explain(x, backward=True, **arguments)
         assert (plan["tier"], plan["launches"], plan["bytes_per_element"]) == ("grid", 1, backward)
+
+
+class TestEstimate:
+    def estimate(self, x, device="H200", **arguments):
+        return fastreg.explain(x, device_limits=device, **arguments)["estimate"]
+
+    @pytest.mark.parametrize("device", DEVICES)
+    @pytest.mark.parametrize("backward", [False, True])
+    def test_large_tensors_take_the_time_of_their_bytes(self, device, backward):
+        """256x256x56x56 in 16 bits, at 0.9 of the data sheet's bandwidth."""
+        gigabytes = {"H200": 4800, "H100": 3350, "A100": 2039, "L4": 300, "RTX 4090": 1008, "T4": 320}[device]
+        x = half(256, 256, 56, 56).to("meta")
+        plan = fastreg.explain(x, device_limits=device, backward=backward)
+        moved = x.numel() * plan["bytes_per_element"] / (0.9e3 * gigabytes)
+        # At most a tenth of it for launches and reductions, and a quarter where loads and stores take turns.
+        assert moved <= plan["estimate"]["microseconds"] < 1.35 * moved
+
+    def test_parts(self):
+        parts = self.estimate(half(32, 64, 56, 56))
+        longest = max(parts["memory"], parts["l2"])
+        assert parts["microseconds"] == pytest.approx(parts["launches"] + longest + parts["reduction"])
+        assert min(parts["launches"], parts["memory"], parts["l2"], parts["reduction"]) > 0
+
+    def test_tiers(self):
+        parts = self.estimate(half(32, 64, 56, 56))
+        assert list(parts["tiers"]) == ["slab", "cluster", "grid", "streamed"]
+        assert parts["tiers"]["cluster"] == parts["microseconds"]
+        assert parts["tiers"]["streamed"] == self.estimate(half(32, 64, 56, 56), tier="streamed")["microseconds"]
+        assert "cluster" not in self.estimate(half(32, 64, 56, 56), "A100")["tiers"]
+
+    def test_small_tensors_take_their_launches(self):
+        parts = self.estimate(torch.empty(1024, 256), tier="streamed")
+        assert parts["launches"] > 2 * parts["memory"]
+
+    def test_what_l2_keeps_is_read_from_memory_once(self):
+        """A third of what training streams, where x fits into L2 beside what else is there."""
+        small, large = (self.estimate(half(n, 64, 56, 56), tier="streamed") for n in (32, 320))
+        assert large["memory"] == pytest.approx(15 * small["memory"])
+        assert large["l2"] == pytest.approx(10 * small["l2"])
+
+    def test_a_team_waits_once_for_each_group_unless_two_are_in_flight(self):
+        x = half(32, 64, 56, 56).contiguous(memory_format=torch.channels_last)
+        one = fastreg.explain(x, device_limits="H200", tier="grid")
+        assert one["splits"] > 100 and one["estimate"]["reduction"] > 1
+        # Fewer partial results, a shorter sum of them.
+        fewer = fastreg.explain(
+            half(4, 64, 28, 28).contiguous(memory_format=torch.channels_last), device_limits="H200", tier="grid"
+        )
+        assert fewer["splits"] < one["splits"]
+        assert fewer["estimate"]["reduction"] < one["estimate"]["reduction"]
+
+    def test_none_without_a_name(self):
+        assert "estimate" not in fastreg.explain(half(32, 64, 56, 56), device_limits=90)
+
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match="explain: device_limits must be 75, .*, H200, .*, T4, got 'H300'"):
+            fastreg.explain(half(8, 16), device_limits="H300")

@@ -9,7 +9,7 @@ namespace host_executor {
 
 unsigned cluster_rank();
 unsigned cluster_size();
-void cluster_arrive();
+void cluster_arrive(bool releases);
 void cluster_wait();
 void* cluster_peer(void* shared, unsigned rank);
 

@@ -4,6 +4,7 @@
 
 #include "kernels/batch_norm/arithmetic.h"
 #include "kernels/batch_norm/channel_walk.cuh"
+#include "kernels/batch_norm/streamed_plan.h"
 #include "kernels/common/device.h"
 #include "kernels/common/grid_sync.h"
 #include "kernels/common/memory.h"
@@ -81,7 +82,8 @@ __device__ __forceinline__ void unpack(const Four<A>& v, A, SlopeSums<A>& s) {
 template <class R>
 using Packed = decltype(pack(R{}));
 
-constexpr int kSplitsTogether = 16;  // whose partial results one block merges
+constexpr int kLeastThreads = 32;  // of a block
+static_assert(kSplitsTogether <= kLeastThreads && kMostSplits / kSplitsTogether <= kLeastThreads, "see collect");
 
 // Counters that reduce_grid needs: for each group of channels one of each set of splits, and one of the sets.
 inline int64_t reduction_tickets(int64_t groups, int64_t splits) {
@@ -107,22 +109,38 @@ __device__ __forceinline__ bool reduce_grid(R (&r)[Walk<V, kRows>::kChannels], c
 #pragma unroll
       for (int k = 0; k < K; ++k) store(at(split, k), pack(r[k]));
   };
-  // From the results of `number` neighbours of `each` splits, kept at the first of these.
+  // From the results of `number` neighbours of `each` splits, kept at the first of these. A thread merges none before
+  // it has asked for several; in planes, where a block has a thread for each of them, there is one for it at most.
   const auto collect = [&](int first, int number, int each) {
 #pragma unroll
     for (int k = 0; k < K; ++k) r[k] = R{};
-    if (inside)
-#pragma unroll 1
-      for (int i = row; i < number; i += rows) {
-        const int split = first + i * each;
-        const A count = A(d.length_of(split, each) * (kRows ? 1 : V));
+    constexpr int kLoads = K * (sizeof(Packed<R>) > 16 ? 2 : 1), kAhead = kRows && kLoads < 4 ? 4 / kLoads : 1;
+    const auto merge_next = [&](int i) {
+      Packed<R> partials[kAhead][K];
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u)
+#pragma unroll
+        for (int k = 0; k < K; ++k)
+          if (i + u * rows < number) partials[u][k] = load_coherent(at(first + (i + u * rows) * each, k));
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (i + u * rows >= number) break;
+        const A count = A(d.length_of(first + (i + u * rows) * each, each) * (kRows ? 1 : V));
 #pragma unroll
         for (int k = 0; k < K; ++k) {
           R partial;
-          unpack(load_coherent(at(split, k)), count, partial);
+          unpack(partials[u][k], count, partial);
           r[k] = merge(r[k], partial);
         }
       }
+    };
+    if constexpr (kRows) {
+      if (inside)
+#pragma unroll 1
+        for (int i = row; i < number; i += kAhead * rows) merge_next(i);
+    } else if (row < number) {
+      merge_next(row);
+    }
     reduce_columns(r, shared, d.columns);
   };
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/common/device.h"
+#include "kernels/common/memory.h"
 #include "kernels/common/vector.h"
 
 namespace fastreg {
@@ -35,11 +36,12 @@ class Walk {
   __device__ Walk(const Division& d, int64_t group, int64_t split) {
     const int64_t begin = split * d.split_length;
     const int64_t end = begin + d.split_length < d.length ? begin + d.split_length : d.length;
-    const int64_t step = int(blockDim.x) / d.columns;
-    const int64_t at = begin + int(threadIdx.x) / d.columns;
+    const int thread = computed_here(int(threadIdx.x));
+    const int64_t step = computed_here(int(blockDim.x)) / d.columns;
+    const int64_t at = begin + thread / d.columns;
     left_ = at < end ? (end - at + step - 1) / step : 0;
     if constexpr (kRows) {
-      channel_ = (group * d.columns + int(threadIdx.x) % d.columns) * V;
+      channel_ = (group * d.columns + thread % d.columns) * V;
       if (channel_ >= d.channels) left_ = 0;
       offset_ = at * d.channels + channel_;
       stride_ = step * d.channels;

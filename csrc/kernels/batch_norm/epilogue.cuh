@@ -94,10 +94,10 @@ __device__ __forceinline__ A affine(A value, const Step& s) {
   return multiply_add(value - s.centre, s.scale, s.shift);
 }
 
-// E: Epilogue<T> or SlopedEpilogue<T>.
+// E: Epilogue<T>, SlopedEpilogue<T> or LeanEpilogue<T>.
 template <class T, class E>
 class Stages {
-  static constexpr bool kSloped = std::is_same_v<E, SlopedEpilogue<T>>;
+  static constexpr bool kSloped = std::is_same_v<E, SlopedEpilogue<T>>, kLean = is_lean_type<E>;
 
  public:
   using A = compute_t<T>;
@@ -111,15 +111,15 @@ class Stages {
   struct InputStep : BackwardStep<A> {
     A shift, act_slope;
   };
-  using Totals = SlopeSums<A>;
+  using Totals = std::conditional_t<kSloped, SlopeSums<A>, GradSums<A>>;
   template <int V>
   struct Operands {
     Vector<T, V> residual;
-    uint32_t open;  // bit e: the gate of element e
+    unsigned char gates;  // the byte with those of its elements
   };
 
   __device__ __forceinline__ explicit Stages(const E& epilogue) : e_(epilogue) {
-    if (e_.drops) state_ = read_state(e_.state, blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0);
+    if (!kLean && e_.drops) state_ = read_state(e_.state, blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0);
   }
 
   template <int V>
@@ -132,13 +132,14 @@ class Stages {
   template <int V>
   __device__ __forceinline__ Operands<V> backward_operands(int64_t offset) const {
     if (e_.gate == nullptr) return forward_operands<V>(offset);
-    return {{}, uint32_t(load(e_.gate + offset / 8)) >> offset % 8};
+    return {{}, load(e_.gate + offset / 8)};
   }
 
   // pre_act(x): what is normalised.
   template <int V>
   __device__ __forceinline__ Values<T, V> input(const Vector<T, V>& x) const {
     Values<T, V> values = to_compute(x);
+    if constexpr (kLean) return values;
     with_unweighted_kind(e_.pre_act, [&](auto kind) {
 #pragma unroll
       for (int e = 0; e < V; ++e) values.value[e] = activate(decltype(kind)::value, values.value[e], e_.pre_parameter);
@@ -172,9 +173,12 @@ class Stages {
     Values<T, V> gradients = to_compute(dy);
     drop(gradients, offset);
     if (e_.gate != nullptr) {
+      // Not before: it waits for the load.
+      const uint32_t open = V == 8 ? operands.gates : uint32_t(operands.gates) >> offset % 8;
 #pragma unroll
       for (int e = 0; e < V; ++e)
-        gradients.value[e] = gated_gradient(e_.act, gradients.value[e], (operands.open >> e) & 1u, e_.parameter);
+        gradients.value[e] =
+            gated_gradient(kLean ? ActivationKind::relu : e_.act, gradients.value[e], (open >> e) & 1u, e_.parameter);
     } else if (e_.act != ActivationKind::identity) {  // z may need the residual
       const Values<T, V> z = argument(values, operands, steps);
       with_act([&](auto kind) {
@@ -197,7 +201,7 @@ class Stages {
   // From the gradient of pre_act(x) to that of x.
   template <int V>
   __device__ __forceinline__ Vector<T, V> through_input(Values<T, V> gradients, const Vector<T, V>& x) const {
-    if (e_.pre_act != ActivationKind::identity) {
+    if (!kLean && e_.pre_act != ActivationKind::identity) {
       const Values<T, V> values = to_compute(x);
       with_unweighted_kind(e_.pre_act, [&](auto kind) {
 #pragma unroll
@@ -225,19 +229,32 @@ class Stages {
     return {backward_step<T>(n, means, c, weight), forward_step<T>(n, c, weight, e_.bias).shift, slope(c)};
   }
 
-  static __device__ __forceinline__ Totals total(const GradSums<A>& sums, A slope) { return {sums, slope}; }
+  static __device__ __forceinline__ Totals total(const GradSums<A>& sums, A slope) {
+    if constexpr (kSloped) {
+      return {sums, slope};
+    } else {
+      return sums;
+    }
+  }
   __device__ __forceinline__ void write_slope_gradient(const Totals& total, int64_t c) const {
-    if (e_.grad_slopes.data != nullptr) write_value<T>(e_.grad_slopes, c, total.slope);
+    if constexpr (kSloped)
+      if (e_.grad_slopes.data != nullptr) write_value<T>(e_.grad_slopes, c, total.slope);
   }
 
  private:
   __device__ __forceinline__ A slope(int64_t c) const {
-    return read_value_or<T>(e_.slopes, e_.one_slope ? 0 : c, A(0));
+    if constexpr (kSloped) {
+      return read_value_or<T>(e_.slopes, e_.one_slope ? 0 : c, A(0));
+    } else {
+      return A(0);
+    }
   }
   // f(constant) with the kind of act.
   template <class F>
   __device__ __forceinline__ void with_act(F&& f) const {
-    if constexpr (kSloped) {
+    if constexpr (kLean) {
+      if (e_.act != ActivationKind::identity) f(std::integral_constant<ActivationKind, ActivationKind::relu>{});
+    } else if constexpr (kSloped) {
       with_kind(e_.act, f);
     } else {
       with_unweighted_kind(e_.act, f);
@@ -267,7 +284,7 @@ class Stages {
 
   template <int V>
   __device__ __forceinline__ void drop(Values<T, V>& values, int64_t offset) const {
-    if (!e_.drops) return;
+    if (kLean || !e_.drops) return;
     const uint32_t keep = keep_bits_of_vector<V>(offset, state_, e_.threshold);
 #pragma unroll
     for (int e = 0; e < V; ++e) values.value[e] = (keep >> e) & 1u ? values.value[e] * e_.keep_scale : A(0);

@@ -56,7 +56,44 @@ struct SlopedEpilogue : Epilogue<T> {
   ChannelValues grad_slopes = {};  // of each channel, even where there is one slope; null: not wanted
 };
 
+// The same where act is relu or nothing, nothing is done to x, and nothing is dropped: without the code of all else a
+// kernel has registers for more vectors in flight.
+template <class T>
+struct LeanEpilogue : Epilogue<T> {
+  explicit LeanEpilogue(const Epilogue<T>& e) : Epilogue<T>(e) {}
+};
+template <class T>
+bool is_lean(const Epilogue<T>& e) {
+  return e.pre_act == ActivationKind::identity && !e.drops &&
+         (e.act == ActivationKind::identity || e.act == ActivationKind::relu);
+}
+template <class E>
+constexpr bool is_lean_type = false;
+template <class T>
+constexpr bool is_lean_type<LeanEpilogue<T>> = true;
+// Whether its code is long, and has to be there once.
+template <class E>
+constexpr bool is_long = is_fused<E> && !is_lean_type<E>;
+
+// f(the epilogue as a kernel of vectors of V elements takes it).
+template <int V, class F>
+auto with_kernel_epilogue(const NoEpilogue& e, F&& f) {
+  return f(e);
+}
+template <int V, class T, class F>
+auto with_kernel_epilogue(const SlopedEpilogue<T>& e, F&& f) {
+  if constexpr (V > 1) {
+    if (is_lean(e)) return f(LeanEpilogue<T>(e));
+  }
+  return f(e);
+}
+
 // Of any epilogue.
+inline bool acts_before(const NoEpilogue&) { return false; }
+template <class T>
+bool acts_before(const Epilogue<T>& e) {
+  return e.pre_act != ActivationKind::identity;
+}
 inline bool is_aligned(const NoEpilogue&) { return true; }
 template <class T>
 bool is_aligned(const Epilogue<T>& e) {

@@ -2,7 +2,8 @@
 //
 // Algorithm. A team of `splits` blocks takes groups of neighbouring channels, one after the other. Each block gathers
 // the moments (backward: gradient sums) of its share of the group, publishes them, and when all of the team have done
-// so merges them: every block by itself, in the same fixed order, so all have the same totals, bit for bit. Then it
+// so merges them: every block by itself, in the same fixed order, so all have the same totals, bit for bit. Of large
+// teams, sets are merged before, each by one block: what every block reads would grow with the square. Then it
 // normalises its share. As much of the share as fits has stayed in shared memory; the rest, if there is any, is read a
 // second time, from L2: the plan sees to it that all such rests in flight are there. With two buffers a block gathers
 // its next group before it waits for the present one, so that the wait costs nothing.
@@ -42,22 +43,27 @@ struct GridDivision {
 template <class R, class Step>
 struct GridScratch {
   static_assert(sizeof(R) <= kGridResultBytes && sizeof(Step) <= kGridStepBytes, "the plan counts on it");
-  R* results;
-  Step* steps;
-  unsigned char* kept;
+  unsigned char* shared;
+  int channels_of_thread, channels_of_group;
 
-  __device__ GridScratch(unsigned char* shared, int channels_of_thread, int channels_of_group)
-      : results(reinterpret_cast<R*>(shared)),
-        steps(reinterpret_cast<Step*>(shared + grid_results_bytes(int(blockDim.x), channels_of_thread))),
-        kept(shared + grid_scratch_bytes(int(blockDim.x), channels_of_thread, channels_of_group)) {}
+  __device__ __forceinline__ R* results() const { return reinterpret_cast<R*>(shared); }
+  __device__ __forceinline__ Step* steps() const {
+    const int threads = computed_here(int(blockDim.x));
+    return reinterpret_cast<Step*>(shared + grid_results_bytes(threads, channels_of_thread));
+  }
+  __device__ __forceinline__ unsigned char* kept() const {
+    const int threads = computed_here(int(blockDim.x));
+    return shared + grid_scratch_bytes(threads, channels_of_thread, channels_of_group);
+  }
 };
 
 // gather(group, buffer) and finish(group, buffer) for all groups of this block's team, buffers - 1 groups apart.
 template <class Gather, class Finish>
 __device__ __forceinline__ void for_each_group(const GridDivision& d, Gather&& gather, Finish&& finish) {
-  const int64_t team = int(blockIdx.x) / d.splits, teams = int(gridDim.x) / d.splits;
   const int behind = d.buffers - 1;
   for (int step = 0;; ++step) {
+    const int splits = computed_here(d.splits);
+    const int64_t team = int(blockIdx.x) / splits, teams = int(gridDim.x) / splits;
     const int64_t next = team + step * teams, present = next - behind * teams;
     if (next < d.groups) gather(next, step % d.buffers);
     if (present >= d.groups) return;
@@ -74,9 +80,10 @@ struct Team {
 
   const GridDivision& d;
   Workspace workspace;
-  int split = int(blockIdx.x) % d.splits;
-  int column = int(threadIdx.x) % d.of.columns;
-  int width = d.of.columns * K;  // channels of a group
+
+  __device__ __forceinline__ int split() const { return computed_here(int(blockIdx.x)) % d.splits; }
+  __device__ __forceinline__ int column() const { return computed_here(int(threadIdx.x)) % d.of.columns; }
+  __device__ __forceinline__ int width() const { return d.of.columns * K; }  // channels of a group
 
   template <class R>
   __device__ Packed<R>* partial(int64_t of, int64_t channel) const {
@@ -89,42 +96,64 @@ struct Team {
     reduce_columns(r, shared, d.of.columns);
     if (int(threadIdx.x) < d.of.columns && walk.channel(0) < d.of.channels)
 #pragma unroll
-      for (int k = 0; k < K; ++k) store(partial<R>(split, walk.channel(k)), pack(r[k]));
+      for (int k = 0; k < K; ++k) store(partial<R>(split(), walk.channel(k)), pack(r[k]));
     if (d.splits > 1) {
-      grid_arrive(workspace.tickets + group);
+      // Where there are many, the block that publishes last of a set merges its set's, and arrives for it.
+      const int splits = computed_here(d.splits), each = grid_set(splits, kRows), set = split() / each,
+                first = set * each;
+      unsigned* const tickets = workspace.tickets + group * grid_tickets(splits, kRows);
+      if (each > 1) {
+        const int in_set = splits - first < each ? splits - first : each;
+        if (!is_last_block(tickets + 1 + set, unsigned(in_set))) return;
+        const R total = merged<kAhead, R>(shared, group, first, in_set, 1);
+        const int64_t channel = group * width() + int(threadIdx.x);
+        if (int(threadIdx.x) < width() && channel < d.of.channels) store(partial<R>(first, channel), pack(total));
+      }
+      grid_arrive(tickets);
     } else {
       __syncthreads();  // before the shared memory is written again
     }
   }
 
-  // The team's result: for channel group * width + threadIdx.x in the first `width` threads, of no use in the others.
+  // The team's result: for channel group * width() + threadIdx.x in the first `width` threads, of no use in the others.
   template <class R>
   __device__ __forceinline__ R collect(R* shared, int64_t group) const {
+    const int splits = computed_here(d.splits), each = grid_set(splits, kRows), sets = (splits + each - 1) / each;
     if (d.splits > 1) {
-      grid_wait(workspace.tickets + group, unsigned(d.splits));
+      grid_wait(workspace.tickets + group * grid_tickets(splits, kRows), unsigned(sets));
     } else {
       __syncthreads();  // the steps of the group before have been read
     }
-    const int64_t channel = group * width + int(threadIdx.x) % width;
+    return merged<kAhead, R>(shared, group, 0, sets, each);
+  }
+
+  // Partial results that a thread asks for at once, as far as there are registers. It reads few, one after the other.
+  static constexpr int kAhead = is_fused<E> ? 1 : 4;
+
+  // Likewise, of `number` results of `each` splits, from split `first` on.
+  template <int kAtOnce, class R>
+  __device__ __forceinline__ R merged(R* shared, int64_t group, int first, int number, int each) const {
+    const int thread = computed_here(int(threadIdx.x));
+    const int64_t channel = group * width() + thread % width();
     R total[1] = {};
     if (channel < d.of.channels) {
-      constexpr int kAhead = is_fused<E> ? 1 : 4;  // loads in flight, as far as there are registers
-      const int step = int(blockDim.x) / width;
-      for (int of = int(threadIdx.x) / width; of < d.splits; of += kAhead * step) {
-        Packed<R> others[kAhead];
+      const int step = computed_here(int(blockDim.x)) / width();
+#pragma unroll 1
+      for (int i = thread / width(); i < number; i += kAtOnce * step) {
+        Packed<R> others[kAtOnce];
 #pragma unroll
-        for (int u = 0; u < kAhead; ++u)
-          if (of + u * step < d.splits) others[u] = load_coherent(partial<R>(of + u * step, channel));
+        for (int u = 0; u < kAtOnce; ++u)
+          if (i + u * step < number) others[u] = load_coherent(partial<R>(first + (i + u * step) * each, channel));
 #pragma unroll
-        for (int u = 0; u < kAhead; ++u) {
-          if (of + u * step >= d.splits) break;
+        for (int u = 0; u < kAtOnce; ++u) {
+          if (i + u * step >= number) break;
           R other;
-          unpack(others[u], A(d.of.length_of(of + u * step) * (kRows ? 1 : V)), other);
+          unpack(others[u], A(d.of.length_of(first + (i + u * step) * each, each) * (kRows ? 1 : V)), other);
           total[0] = merge(total[0], other);
         }
       }
     }
-    reduce_columns(total, shared, width);
+    reduce_columns(total, shared, width());
     return total[0];
   }
 
@@ -133,7 +162,7 @@ struct Team {
   __device__ __forceinline__ void read_steps(const Step* shared, Step (&steps)[K]) const {
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < K; ++k) steps[k] = shared[column * K + k];
+    for (int k = 0; k < K; ++k) steps[k] = shared[column() * K + k];
   }
 
   // Where this thread keeps its vectors of tensor number `tensor` of `tensors`, blockDim.x apart.
@@ -157,13 +186,13 @@ __global__ void __launch_bounds__(256, 2)
   constexpr int K = Channels::kChannels;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
   const Team<T, V, kRows, E> team{d, workspace};
-  const GridScratch<Moments<A>, ForwardStep<A>> scratch(shared, K, team.width);
+  const GridScratch<Moments<A>, ForwardStep<A>> scratch{shared, K, team.width()};
   const Stages<T, E> stages(epilogue);
   const A factor = running_factor<A>(running);
 
   const auto gather = [&](int64_t group, int buffer) {
-    Channels walk(d.of, group, team.split);
-    Access* const slots = team.slots(scratch.kept, buffer, 1, 0);
+    Channels walk(d.of, group, team.split());
+    Access* const slots = team.slots(scratch.kept(), buffer, 1, 0);
     MomentSums<T, V> sums;
     struct Fetched {
       Access x;
@@ -187,27 +216,27 @@ __global__ void __launch_bounds__(256, 2)
     look_again(
         r, doubtful,
         [&](auto&& use) {
-          Channels(d.of, group, team.split + unknown_zero(doubtful)).template for_each<1>([&](const auto& at) {
+          Channels(d.of, group, team.split() + unknown_zero(doubtful)).template for_each<1>([&](const auto& at) {
             use(stages.input(load(reinterpret_cast<const Access*>(x + at[0]))));
           });
         },
         [](int k, int e) { return Channels::is_of(k, e); });
-    team.publish(r, scratch.results, walk, group);
+    team.publish(r, scratch.results(), walk, group);
   };
 
   const auto finish = [&](int64_t group, int buffer) {
-    const Moments<A> total = team.collect(scratch.results, group);
-    const int64_t c = group * team.width + int(threadIdx.x);
-    if (int(threadIdx.x) < team.width && c < d.of.channels) {
+    const Moments<A> total = team.collect(scratch.results(), group);
+    const int64_t c = group * team.width() + int(threadIdx.x);
+    if (int(threadIdx.x) < team.width() && c < d.of.channels) {
       const Normalisation<A> n = normalisation_of(total, statistics.eps);
-      if (team.split == 0) write_statistics<T>(n, total, d.of.channels, c, statistics, running, factor);
-      scratch.steps[threadIdx.x] = forward_step<T>(n, c, weight, bias);
+      if (team.split() == 0) write_statistics<T>(n, total, d.of.channels, c, statistics, running, factor);
+      scratch.steps()[threadIdx.x] = forward_step<T>(n, c, weight, bias);
     }
     ForwardStep<A> steps[K];
-    team.read_steps(scratch.steps, steps);
+    team.read_steps(scratch.steps(), steps);
 
-    Channels walk(d.of, group, team.split);
-    const Access* const slots = team.slots(scratch.kept, buffer, 1, 0);
+    Channels walk(d.of, group, team.split());
+    const Access* const slots = team.slots(scratch.kept(), buffer, 1, 0);
     struct Fetched {
       Access x;
       typename Stages<T, E>::template Operands<V> operands;
@@ -229,7 +258,9 @@ __global__ void __launch_bounds__(256, 2)
 
   if (running.num_batches_tracked == nullptr) return;
   // Whoever reads it has done so: the blocks all, or none but the one that writes.
-  const bool last = running.cumulative ? is_last_block(workspace.tickets + d.groups, gridDim.x) : blockIdx.x == 0;
+  const bool last = running.cumulative
+                        ? is_last_block(workspace.tickets + d.groups * grid_tickets(d.splits, kRows), gridDim.x)
+                        : blockIdx.x == 0;
   if (last && threadIdx.x == 0) store(running.num_batches_tracked, load(running.num_batches_tracked) + 1);
 }
 
@@ -242,23 +273,22 @@ __global__ void __launch_bounds__(256, 2)
   using Access = Vector<T, V>;
   using Channels = Walk<V, kRows>;
   constexpr int K = Channels::kChannels;
-  constexpr int kAtOnce = kTogether<E, (K > 4 ? kInFlight / 2 : kInFlight)>;
+  constexpr int kAtOnce = kTogether<E, (K > 4 ? kInFlight / 2 : kInFlight), (V > 4 ? 1 : 2)>;
   FASTREG_DYNAMIC_SHARED(unsigned char, shared);
   const Team<T, V, kRows, E> team{d, workspace};
-  const GridScratch<GradSums<A>, BackwardStep<A>> scratch(shared, K, team.width);
+  const GridScratch<GradSums<A>, BackwardStep<A>> scratch{shared, K, team.width()};
   const Stages<T, E> stages(epilogue);
-  const A count = A(d.of.length * (kRows ? 1 : V));
 
   const auto gather = [&](int64_t group, int buffer) {
-    Channels walk(d.of, group, team.split);
+    Channels walk(d.of, group, team.split());
     typename Stages<T, E>::SumStep n[K] = {};
     if (walk.channel(0) < d.of.channels)
 #pragma unroll
       for (int k = 0; k < K; ++k)
         n[k] = stages.sum_step(read_statistics<T>(statistics, d.of.channels, walk.channel(k)), walk.channel(k), weight,
                                false);
-    Access* const x_slots = team.slots(scratch.kept, buffer, 2, 0);
-    Access* const gradient_slots = team.slots(scratch.kept, buffer, 2, 1);
+    Access* const x_slots = team.slots(scratch.kept(), buffer, 2, 0);
+    Access* const gradient_slots = team.slots(scratch.kept(), buffer, 2, 1);
     GradSums<A> sums[V] = {};
     struct Fetched {
       Access x, dy;
@@ -292,24 +322,25 @@ __global__ void __launch_bounds__(256, 2)
     GradSums<A> r[K] = {};
 #pragma unroll
     for (int e = 0; e < V; ++e) r[e % K] = merge(r[e % K], sums[e]);
-    team.publish(r, scratch.results, walk, group);
+    team.publish(r, scratch.results(), walk, group);
   };
 
   const auto finish = [&](int64_t group, int buffer) {
-    const GradSums<A> total = team.collect(scratch.results, group);
-    const int64_t c = group * team.width + int(threadIdx.x);
-    if (int(threadIdx.x) < team.width && c < d.of.channels) {
+    const A count = A(d.of.length * computed_here(kRows ? 1 : V));
+    const GradSums<A> total = team.collect(scratch.results(), group);
+    const int64_t c = group * team.width() + int(threadIdx.x);
+    if (int(threadIdx.x) < team.width() && c < d.of.channels) {
       const Normalisation<A> n = read_statistics<T>(statistics, d.of.channels, c);
-      if (team.split == 0) write_gradients<T>(total, n, c, dweight, dbias);
-      scratch.steps[threadIdx.x] = backward_step<T>(n, means_of(total, count, n), c, weight);
+      if (team.split() == 0) write_gradients<T>(total, n, c, dweight, dbias);
+      scratch.steps()[threadIdx.x] = backward_step<T>(n, means_of(total, count, n), c, weight);
     }
     BackwardStep<A> steps[K];
-    team.read_steps(scratch.steps, steps);
+    team.read_steps(scratch.steps(), steps);
     if (dx == nullptr) return;
 
-    Channels walk(d.of, group, team.split);
-    const Access* const x_slots = team.slots(scratch.kept, buffer, 2, 0);
-    const Access* const gradient_slots = team.slots(scratch.kept, buffer, 2, 1);
+    Channels walk(d.of, group, team.split());
+    const Access* const x_slots = team.slots(scratch.kept(), buffer, 2, 0);
+    const Access* const gradient_slots = team.slots(scratch.kept(), buffer, 2, 1);
     const T* const gradients = is_fused<E> ? dx : dy;
     struct Fetched {
       Access x, gradient;

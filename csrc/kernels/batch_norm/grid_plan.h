@@ -9,6 +9,14 @@ namespace fastreg {
 constexpr int kGridThreads = 256;  // a block's, at most
 constexpr int kGridResident = 2;   // blocks of so many threads that a multiprocessor's registers hold
 
+// Splits whose results one block of a team merges for all, and counters that a group needs: of the team, and of its
+// sets. In planes a group is one channel: what all blocks read of each other is little beside what it consists of.
+constexpr int kGridSet = 8;
+FASTREG_HD constexpr int grid_set(int splits, bool rows) { return rows && splits > kGridSet ? kGridSet : 1; }
+FASTREG_HD constexpr int grid_tickets(int splits, bool rows) {
+  return 1 + (grid_set(splits, rows) > 1 ? (splits + kGridSet - 1) / kGridSet : 0);
+}
+
 // Elements of a vector: 16 bytes' worth, or half of that where a thread had no registers for what eight channels need.
 FASTREG_HD constexpr int grid_vector(int element_bytes, bool rows, bool backward, bool fused) {
   const int vector = 16 / element_bytes;

@@ -104,6 +104,24 @@ class SecondLook {
   A centre_, unit_, shift_, count_ = A(0), sum_ = A(0), squares_ = A(0);
 };
 
+// part / whole from an estimate of 1 / whole that is right to some units in the last place.
+FASTREG_HD float refined_quotient(float part, float whole, float estimate) {
+  const float quotient = part * estimate;
+  return multiply_add(multiply_add(-whole, quotient, part), estimate, quotient);
+}
+
+// Of counts. On the GPU without the branches that a division has for operands near the limits of the type.
+FASTREG_HD float share_of(float part, float whole) {
+#if defined(__CUDA_ARCH__)
+  float estimate;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(whole));
+  return refined_quotient(part, whole, estimate);
+#else
+  return part / whole;
+#endif
+}
+FASTREG_HD double share_of(double part, double whole) { return part / whole; }
+
 // Of the union of two sets of values: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
 // computing sample variances" (1979). Either may be empty.
 template <class A>
@@ -111,7 +129,7 @@ FASTREG_HD Moments<A> merge(const Moments<A>& a, const Moments<A>& b) {
   if (b.count == A(0)) return a;
   if (a.count == A(0)) return b;
   const A count = a.count + b.count;
-  const A share = a.count == b.count ? A(0.5) : b.count / count;
+  const A share = a.count == b.count ? A(0.5) : share_of(b.count, count);
   const A distance = (b.centre - a.centre) + (b.delta - a.delta);
   const Pair<A> mean = exact_sum(a.centre, multiply_add(distance, share, a.delta));
 

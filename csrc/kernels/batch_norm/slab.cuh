@@ -87,7 +87,13 @@ __device__ __forceinline__ void reduce_item(const SlabWalk<V, kGrouped>& walk, c
     }
   }
   if (ranks > 1) {
-    cluster_sync();
+    // The warps that have partials to show, and read those of the others, alone wait until their stores are done.
+    if (warp < walk.channels()) {
+      cluster_arrive();
+    } else {
+      cluster_arrive_relaxed();
+    }
+    cluster_wait();
     for (int c = warp; c < walk.channels(); c += warps) {
       R r = {};
       if (lane < ranks) r = cluster_peer(partials, unsigned(lane))[c];
@@ -124,7 +130,10 @@ __device__ __forceinline__ void for_each_item(const SlabDivision& d, Access* til
     if (d.buffers == 1) fetch(item + stride, 0);
   }
   copy_async_wait<0>();
-  if (ranks > 1) cluster_sync();  // until the peers have read this block's shared memory
+  if (ranks > 1) {  // until the peers have read this block's shared memory
+    cluster_arrive_relaxed();
+    cluster_wait();
+  }
 }
 
 // ---- Forward ----

@@ -32,9 +32,11 @@
 
 namespace fastreg {
 
-// Vectors in flight. Fused stages need registers.
-template <class E, int kPlain, int kFused = 2>
-constexpr int kStreamed = is_fused<E> ? kFused : kPlain;
+// Vectors in flight. Long stages need registers.
+template <class E, int kPlain, int kLong = 2, int kLean = kPlain>
+constexpr int kStreamed = is_long<E>    ? kLong
+                          : is_fused<E> ? kLean
+                                        : kPlain;
 
 // ---- Forward ----
 
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(256, is_fused<E> || V > (kRows ? 2 : 4) || siz
   const Stages<T, E> stages(epilogue);
 
   MomentSums<T, V> sums;
-  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kInFlight>>(
+  walk.template for_each_fetched<is_long<E>, kStreamed<E, kInFlight>>(
       [&](int64_t offset) { return load(reinterpret_cast<const Access*>(x + offset)); },
       [&](const Access& v, int u) {
         const Values<T, V> values = stages.input(v);
@@ -80,7 +82,9 @@ __global__ void __launch_bounds__(256, is_fused<E> || V > (kRows ? 2 : 4) || siz
 // Blocks of a multiprocessor that a fused kernel has the registers for; 0: what the compiler finds best, without
 // spills.
 template <int V, bool kRows, class E>
-constexpr int kNormalizeBlocks = is_fused<E> && V > 1 && (kRows || V > 4) ? (V > 4 ? 2 : 3) : 0;
+constexpr int kNormalizeBlocks = is_lean_type<E>                            ? 3
+                                 : is_fused<E> && V > 1 && (kRows || V > 4) ? (V > 4 ? 2 : 3)
+                                                                            : 0;
 
 // num_batches_tracked, if not null, is incremented here: the kernel before has read it, in all its blocks.
 template <class T, int V, bool kRows, class E>
@@ -108,7 +112,7 @@ __global__ void __launch_bounds__(256, kNormalizeBlocks<V, kRows, E>)
     typename Stages<T, E>::template Operands<V> operands;
     int64_t offset;
   };
-  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kInFlight>>(
+  walk.template for_each_fetched<is_long<E>, kStreamed<E, kInFlight>>(
       [&](int64_t offset) -> Fetched {
         return {load_streaming(reinterpret_cast<const Access*>(x + offset)),
                 stages.template forward_operands<V>(offset), offset};
@@ -146,10 +150,11 @@ __global__ void __launch_bounds__(256, is_fused<E> || V > (kRows ? 2 : 4) ? 2 : 
     typename Stages<T, E>::template Operands<V> operands;
     int64_t offset;
   };
-  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kInFlight,
-                                                        (V * sizeof(T) < 16 ? 3
-                                                         : V > 4            ? 1
-                                                                            : 2)>>(
+  walk.template for_each_fetched<is_long<E>, kStreamed<E, kInFlight,
+                                                       (V * sizeof(T) < 16 ? 3
+                                                        : V > 4            ? 1
+                                                                           : 2),
+                                                       (V * sizeof(T) < 16 ? 6 : 3)>>(
       [&](int64_t offset) -> Fetched {
         return {load(reinterpret_cast<const Access*>(x + offset)), load(reinterpret_cast<const Access*>(dy + offset)),
                 stages.template backward_operands<V>(offset), offset};
@@ -213,7 +218,8 @@ __global__ void __launch_bounds__(256, is_fused<E> ? 2
   };
   // The steps of eight channels leave few registers: half the vectors in flight, and half as many warps more.
   constexpr int kPlain = K > 4 ? kInFlight / 2 : kInFlight;
-  walk.template for_each_fetched<is_fused<E>, kStreamed<E, kPlain, (V * sizeof(T) < 16 ? 3 : 2)>>(
+  walk.template for_each_fetched<is_long<E>,
+                                 kStreamed<E, kPlain, (V * sizeof(T) < 16 ? 3 : 2), (V * sizeof(T) < 16 ? 6 : 3)>>(
       [&](int64_t offset) -> Fetched {
         Access v;
         if (training || is_fused<E>) v = load_streaming(reinterpret_cast<const Access*>(x + offset));

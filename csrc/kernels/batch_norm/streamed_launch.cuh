@@ -4,15 +4,11 @@
 #include <algorithm>
 
 #include "kernels/batch_norm/streamed.cuh"
+#include "kernels/batch_norm/streamed_plan.h"
 
 namespace fastreg {
 
 namespace streamed {
-
-constexpr int kWidestColumns = 32;  // threads side by side: 512 bytes of a row
-constexpr int kBlocksPerProcessor = 8;
-constexpr int64_t kMostSplits = 512;
-constexpr int64_t kLeastVectors = 8;  // that a thread should get, before a channel is divided among more blocks
 
 struct Plan {
   Division division;
@@ -23,26 +19,10 @@ struct Plan {
 constexpr int kMostChannels = 4;
 
 inline Plan plan_for(const BatchNormShape& s, int vector, const Device& device) {
-  Division d;
-  d.channels = s.channels;
-  d.columns = 1;
-  int64_t groups = s.channels;
-  if (s.rows) {
-    const int64_t row_vectors = s.channels / vector;
-    while (d.columns < kWidestColumns && d.columns < row_vectors) d.columns *= 2;
-    groups = (row_vectors + d.columns - 1) / d.columns;
-    d.plane_vectors = 0;
-    d.length = s.per_channel();
-  } else {
-    d.plane_vectors = s.size / vector;
-    d.length = s.planes * d.plane_vectors;
-  }
-  const int64_t per_step = device.threads / d.columns;
-  const int64_t useful = (d.length + per_step * kLeastVectors - 1) / (per_step * kLeastVectors);
-  const int64_t wanted = int64_t(device.multiprocessors) * kBlocksPerProcessor / groups;
-  const int64_t splits = std::max<int64_t>(1, std::min({useful, wanted, kMostSplits}));
-  d.split_length = (d.length + 2 * splits - 1) / (2 * splits) * 2;  // neighbours stay together: see epilogue.cuh
-  return {d, dim3(unsigned(groups), unsigned((d.length + d.split_length - 1) / d.split_length))};
+  const StreamedSplits splits = streamed_splits(s, vector, device.threads, device.multiprocessors);
+  const int64_t plane_vectors = s.rows ? 0 : s.size / vector;
+  return {{s.channels, plane_vectors, splits.length, splits.split_length, splits.columns},
+          dim3(unsigned(splits.groups), unsigned(splits.splits))};
 }
 
 inline LaunchConfig config_for(const Plan& plan, const Device& device, size_t shared_bytes = 0) {
@@ -76,8 +56,10 @@ cudaError_t launch_normalize(const T* x, T* y, const BatchNormShape& shape, cons
   const bool aligned = is_aligned(x) && is_aligned(y) && is_aligned(epilogue);
   return with_access<T, E>(shape, aligned, [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
-    return launch(config_for(plan, device), batch_norm_normalize_kernel<T, v, rows, E>, x, y, plan.division, weight,
-                  bias, statistics, num_batches_tracked, epilogue);
+    return with_kernel_epilogue<v>(epilogue, [&](const auto& e) {
+      return launch(config_for(plan, device), batch_norm_normalize_kernel<T, v, rows, std::decay_t<decltype(e)>>, x, y,
+                    plan.division, weight, bias, statistics, num_batches_tracked, e);
+    });
   });
 }
 
@@ -88,6 +70,10 @@ cudaError_t launch_batch_norm_statistics(const T* x, const BatchNormShape& shape
                                          const RunningUpdate& running, const Workspace& workspace, const Device& device,
                                          const E& epilogue) {
   using namespace streamed;
+  if constexpr (is_fused<E>) {
+    if (!acts_before(epilogue))
+      return launch_batch_norm_statistics<T>(x, shape, statistics, running, workspace, device, NoEpilogue{});
+  }
   return with_access<T, E>(shape, is_aligned(x), [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
     const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(Moments<compute_t<T>>);
@@ -122,8 +108,10 @@ cudaError_t launch_batch_norm_grad_input(const T* dy, const T* x, T* dx, const B
   const bool aligned = is_aligned(x) && is_aligned(dy) && is_aligned(dx) && is_aligned(epilogue);
   return with_access<T, E, kMostChannels>(shape, aligned, [&](auto v, auto rows) {
     const Plan plan = plan_for(shape, v, device);
-    return launch(config_for(plan, device), batch_norm_grad_input_kernel<T, v, rows, E>, dy, x, dx, plan.division,
-                  weight, statistics, static_cast<const compute_t<T>*>(coefficients), epilogue);
+    return with_kernel_epilogue<v>(epilogue, [&](const auto& e) {
+      return launch(config_for(plan, device), batch_norm_grad_input_kernel<T, v, rows, std::decay_t<decltype(e)>>, dy,
+                    x, dx, plan.division, weight, statistics, static_cast<const compute_t<T>*>(coefficients), e);
+    });
   });
 }
 
@@ -142,9 +130,12 @@ cudaError_t launch_batch_norm_backward(const T* dy, const T* x, T* dx, const Bat
     const bool aligned = is_aligned(x) && is_aligned(dy) && is_aligned(dx_here) && is_aligned(epilogue);
     const cudaError_t error = with_access<T, E, kMostChannels>(shape, aligned, [&](auto v, auto rows) {
       const Plan plan = plan_for(shape, v, device);
-      const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(typename Stages<T, E>::Totals);
-      return launch(config_for(plan, device, shared), batch_norm_grad_sums_kernel<T, v, rows, E>, dy, x, dx_here,
-                    plan.division, weight, statistics, dweight, dbias, both, workspace, epilogue);
+      return with_kernel_epilogue<v>(epilogue, [&](const auto& e) {
+        using Taken = std::decay_t<decltype(e)>;
+        const size_t shared = size_t(device.threads) / 2 * (rows ? v : 1) * sizeof(typename Stages<T, Taken>::Totals);
+        return launch(config_for(plan, device, shared), batch_norm_grad_sums_kernel<T, v, rows, Taken>, dy, x, dx_here,
+                      plan.division, weight, statistics, dweight, dbias, both, workspace, e);
+      });
     });
     if (error != cudaSuccess || !training) return error;
     rest = without_residual_gradient(epilogue);

@@ -36,6 +36,13 @@ __device__ __forceinline__ void cluster_arrive() {
 #endif
 }
 
+// The same for who has written nothing that others of the cluster read: it waits for no store.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -61,7 +68,8 @@ __device__ __forceinline__ T* cluster_peer(T* shared, unsigned rank) {
 
 inline unsigned cluster_rank() { return host_executor::cluster_rank(); }
 inline unsigned cluster_size() { return host_executor::cluster_size(); }
-inline void cluster_arrive() { host_executor::cluster_arrive(); }
+inline void cluster_arrive() { host_executor::cluster_arrive(true); }
+inline void cluster_arrive_relaxed() { host_executor::cluster_arrive(false); }
 inline void cluster_wait() { host_executor::cluster_wait(); }
 
 template <class T>

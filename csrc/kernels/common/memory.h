@@ -6,6 +6,14 @@
 
 namespace fastreg {
 
+// A value of which the compiler knows nothing: what follows from it is computed here, and takes no register before.
+__device__ __forceinline__ int computed_here(int value) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 #if defined(__CUDACC__)
 
 namespace detail {

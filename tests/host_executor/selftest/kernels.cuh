@@ -36,6 +36,7 @@ enum class Bug {
   missing_tail,
   // cluster
   no_cluster_barrier_before_read,
+  relaxed_cluster_barrier_before_read,
   no_cluster_barrier_before_exit,
   no_cluster_wait,
   // grid
@@ -163,7 +164,11 @@ __global__ void cluster_sum(const float* x, float* y, int n) {
   sum = block_sum<Bug::none>(sum, scratch);
   if (threadIdx.x == 0) partial[0] = sum;
   if constexpr (bug != Bug::no_cluster_barrier_before_read) {
-    fastreg::cluster_arrive();
+    if constexpr (bug == Bug::relaxed_cluster_barrier_before_read) {
+      fastreg::cluster_arrive_relaxed();
+    } else {
+      fastreg::cluster_arrive();
+    }
     if constexpr (bug != Bug::no_cluster_wait) fastreg::cluster_wait();
   }
   float total = 0.0f;

@@ -50,6 +50,8 @@ const std::vector<Planted>& planted() {
       {"copy: tail left out", Nets::any, copy_case<Bug::missing_tail>},
       {"copy: half-used sectors", Nets::counts, copy_case<Bug::half_used_sectors>},
       {"cluster: barrier before the read", Nets::any, cluster_sum_case<Bug::no_cluster_barrier_before_read>},
+      {"cluster: relaxed barrier before the read", Nets::thread_sanitizer,
+       cluster_sum_case<Bug::relaxed_cluster_barrier_before_read>},
       {"cluster: barrier before the exit", Nets::any, cluster_sum_case<Bug::no_cluster_barrier_before_exit>},
       {"cluster: arrive without wait", Nets::any, cluster_sum_case<Bug::no_cluster_wait>},
       {"grid: barrier", Nets::any, grid_sum_case<Bug::no_grid_barrier>},

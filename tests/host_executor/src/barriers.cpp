@@ -42,12 +42,14 @@ int block_barrier(BlockBarrier kind, bool predicate) {
 unsigned cluster_rank() { return machine.current().block->rank; }
 unsigned cluster_size() { return unsigned(machine.current().block->cluster->blocks.size()); }
 
-void cluster_arrive() {
+void cluster_arrive(bool releases) {
   Thread& self = machine.current();
   Cluster& cluster = *self.block->cluster;
   Barrier& barrier = cluster.barrier;
-  release(&barrier.key());
-  self.fenced = false;
+  if (releases) {
+    release(&barrier.key());
+    self.fenced = false;
+  }
   Quiet quiet;
   if (self.cluster_arrived) machine.fail("cluster_arrive twice without cluster_wait");
   const size_t threads = cluster.blocks.size() * self.block->threads.size();
