@@ -25,6 +25,9 @@ from bench.training.experiments import ALL, STUDIES
 from bench.training.loop import EITHER, FASTREG, PROVIDERS, TORCH
 from bench.training.report import SPEED
 
+USERS_MODES = ("training", "evaluation")
+NOT_SLOWER = 0.97  # a network's speed by which converting it is no loss
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "bench/results"
 BEGIN, END = "<!-- {}: written by python -m bench.readme -->", "<!-- end of {} -->"
@@ -170,6 +173,34 @@ def _networks(root: Path, folder: Path, name: str, what: str) -> list[str]:
     ]
 
 
+def users(root: Path, folder: Path) -> list[str]:
+    """Times the plain network's speed, a line per network and batch, and what is slower than it."""
+    path = results.latest(root / folder, "users")
+    document = results.read_document(path)
+    rows = document["rows"]
+    cases: dict[tuple[str, str], dict[str, dict[str, dict]]] = {}
+    for row in rows:
+        cases.setdefault((row["op"], row["shape"]), {}).setdefault(row["mode"], {})[row["provider"]] = row
+    table, slower = [], []
+    for (op, shape), modes in cases.items():
+        line = [f"{op} {shape}"]
+        for mode in USERS_MODES:
+            own = modes.get(mode)
+            plain = own and own["torch"]
+            line.append(f"{plain['ratio']:.2f} ({plain['ratio_20']:.2f}–{plain['ratio_80']:.2f})" if plain else "")
+            line += [f"{plain['us'] / own[name]['us']:.2f}" if plain else "" for name in ("unfused", "patched")]
+            if plain and plain["ratio"] < NOT_SLOWER:
+                slower.append(f"{op} {shape} in {mode} {plain['ratio']:.3f}")
+        table.append(line)
+    header = ["", *(f"{mode}: {what}" for mode in USERS_MODES for what in ("converted", "not fused", "patched"))]
+    return [
+        f"{_where(document, rows)}. Small networks, times the plain one's speed by CPU time, with the 20 and 80 % "
+        f"quantiles of the rounds for the converted one: [{path.name}]({folder}/{path.name}). Below {NOT_SLOWER}: "
+        f"{', '.join(slower) or 'none'}.",
+        _markdown(header, table),
+    ]
+
+
 def checks(root: Path, folder: Path) -> list[str]:
     """What `make gpu-check` found: the phases in one line, then each thing that failed."""
     document = json.loads((root / folder / "gpu_check.json").read_text())
@@ -284,6 +315,7 @@ SECTIONS: dict[str, list[tuple[Callable[[Path, Path], list[str]], list[str]]]] =
     "timings": [
         (timings, ["timings.json", "timings.partial.json", "short.json", "short.partial.json"]),
         (end_to_end, ["end-to-end.json", "end-to-end.partial.json"]),
+        (users, ["users.json", "users.partial.json"]),
         (kernelbench, ["kernelbench.json", "kernelbench.partial.json"]),
         (checks, ["gpu_check.json"]),
     ],

@@ -128,12 +128,13 @@ struct Partition {
 };
 
 // f(section) for all elements, of the planes layout, in the order of memory: where nothing is read twice, that is what
-// the processor expects.
+// the processor expects. In pieces so small that threads have as much to do, one as the other.
 template <class F>
 void for_each_section_in_memory(const ChannelLayout& l, F&& f) {
-  const int64_t channels = std::clamp(kChunk / l.size, int64_t(1), l.channels);
-  const int64_t samples = std::clamp(kChunk / (l.size * l.channels), int64_t(1), l.planes);
-  const int64_t chunk = std::min(kChunk, l.size);  // of a plane
+  constexpr int64_t kPiece = kChunk / 4;
+  const int64_t channels = std::clamp(kPiece / l.size, int64_t(1), l.channels);
+  const int64_t samples = std::clamp(kPiece / (l.size * l.channels), int64_t(1), l.planes);
+  const int64_t chunk = std::min(kPiece, l.size);  // of a plane
   const auto parts = [](int64_t all, int64_t each) { return (all + each - 1) / each; };
   const int64_t groups = parts(l.channels, channels), chunks = parts(l.size, chunk);
   const Planes planes = {l.planes, l.channels, l.size, false, false};
