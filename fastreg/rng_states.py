@@ -17,9 +17,11 @@ from fastreg._routing import has_operators
 
 __all__ = ["checkpoint_contexts", "draw_rng_state", "record_rng_states", "replay_rng_states"]
 
-# Within the contexts below: what gives a call that draws its rng_state, for a device and the call's own generator or
-# None, and with kept=True one that the asker gives again to a second call in the backward pass. None otherwise.
+# Within the contexts below: what gives a call that draws its rng_state, for a device, the call's own generator or None,
+# and how many of the checkpoints around it give it again to a second call in the backward pass. None otherwise.
 source = None
+# Within checkpoint_contexts: the same for calls of draw_rng_state. None otherwise.
+source_of_draws = None
 # Within fastreg.sharded_batch: what draws a state that all processes have. None otherwise.
 drawer = None
 
@@ -46,7 +48,7 @@ def draw_rng_state(device: torch.device | str = "cpu", generator: Generator | No
     device = torch.device(device)
     if generator is not None:
         check_generator("draw_rng_state", generator, torch.empty(0, device=device).device)
-    return draw_own(device, generator) if drawer is None else drawer(device, generator)
+    return (source_of_draws or draw_for_call)(device, generator)
 
 
 def draw_own(device: torch.device, generator: Generator | None = None) -> Tensor:
@@ -57,19 +59,18 @@ def draw_own(device: torch.device, generator: Generator | None = None) -> Tensor
     return reference.dropout.draw_state(device, generator)
 
 
-def draw_for_call(device: torch.device, generator: Generator | None) -> Tensor:
-    """:func:`draw_rng_state` for a dropout call outside of the contexts below."""
-    _check_called_once(generator)
-    return draw_rng_state(device, generator)
+def draw_for_call(device: torch.device, generator: Generator | None, covered: int = 0) -> Tensor:
+    """A state that the contexts below do not give. torch.utils.checkpoint restores the devices' own generators, and no
+    others, for its second call, so that of another one none is drawn but within checkpoints that all keep it.
 
-
-def _check_called_once(generator):
-    """torch.utils.checkpoint restores the devices' own generators, and no others, for its second call."""
-    if generator is not None and checkpoints():
+    covered: how many do.
+    """
+    if generator is not None and checkpoints() > covered:
         raise RuntimeError(
-            "checkpoint: context_fn must be fastreg.checkpoint_contexts around dropout with a generator, of which the "
-            "backward pass would draw another mask, got a call without"
+            "checkpoint: use_reentrant must be False and context_fn fastreg.checkpoint_contexts around dropout with a "
+            "generator, of which the backward pass would draw another mask, got a checkpoint without"
         )
+    return draw_own(device, generator) if drawer is None else drawer(device, generator)
 
 
 def check_is_generator(name, generator):
@@ -96,12 +97,16 @@ def use_source(give):
 
 
 @contextmanager
-def _use(give) -> Iterator[None]:
-    outer = use_source(give)
+def _use(give, give_draws=None) -> Iterator[None]:
+    """give_draws: what gives calls of draw_rng_state theirs. Default: as before."""
+    global source_of_draws
+    outer, outer_of_draws = use_source(give), source_of_draws
+    source_of_draws = give_draws or source_of_draws
     try:
         yield
     finally:
         use_source(outer)
+        source_of_draws = outer_of_draws
 
 
 def refuse_to_compile(name):
@@ -135,11 +140,11 @@ def record_rng_states() -> Iterator[list[Tensor]]:
     states = []
     graph_task = torch._C._current_graph_task_id()  # -1 outside of backward passes
 
-    def give(device, generator=None, kept=False):
+    def give(device, generator=None, covered=0):
         refuse_to_compile("record_rng_states")
-        if not kept:
-            _check_called_once(generator)
-        state = draw_rng_state(device, generator)
+        # Within checkpoint_contexts that were entered before, these keep what is drawn.
+        draw = draw_for_call if covered or source_of_draws is None else source_of_draws
+        state = draw(device, generator, covered)
         if torch._C._current_graph_task_id() == graph_task:
             states.append(state)
         return state
@@ -169,10 +174,10 @@ def replay_rng_states(states: Iterable[Tensor]) -> Iterator[None]:
     used = 0
     depth = checkpoints()
 
-    def give(device, generator=None, kept=False):
+    def give(device, generator=None, covered=0):
         nonlocal used
         refuse_to_compile("replay_rng_states")
-        if checkpoints() != depth and not kept:
+        if checkpoints() - depth > covered:
             raise RuntimeError(
                 "replay_rng_states: a checkpointed function must enter the context itself, or have "
                 "context_fn=fastreg.checkpoint_contexts, got a dropout within torch.utils.checkpoint"
@@ -207,15 +212,17 @@ class _Repeatable(AbstractContextManager):
 @contextmanager
 def _first_call(states):
     """States are drawn as they are outside, and kept."""
-    outer = source
 
-    def give(device, generator=None, kept=False):
-        refuse_to_compile("checkpoint_contexts")
-        states.append(draw_rng_state(device, generator) if outer is None else outer(device, generator, kept=True))
-        return states[-1]
+    def keeping(draw):
+        def give(device, generator=None, covered=0):
+            refuse_to_compile("checkpoint_contexts")
+            states.append(draw(device, generator, covered + 1))
+            return states[-1]
+
+        return give
 
     states.clear()
-    with _use(give):
+    with _use(keeping(source or draw_for_call), keeping(source_of_draws or draw_for_call)):
         yield
 
 
@@ -223,7 +230,7 @@ def _first_call(states):
 def _second_call(states):
     remaining = iter(states)
 
-    def give(device, generator=None, kept=False):
+    def give(device, generator=None, covered=0):
         refuse_to_compile("checkpoint_contexts")
         state = next(remaining, None)
         if state is None:
@@ -232,7 +239,7 @@ def _second_call(states):
             )
         return state
 
-    with _use(give):
+    with _use(give, give):
         yield
 
 
@@ -244,8 +251,9 @@ def checkpoint_contexts(
     ``checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, context_fn=fastreg.checkpoint_contexts)``
     keeps the random state of each dropout, 16 bytes, in place of the states of all generators: without either, the
     second call draws other masks, and gradients are silently wrong. It holds for fastreg's dropouts, and for torch's
-    while it is patched; no generator is touched by the second call. Checkpoints may be nested, each with its own. For
-    dropout with a ``generator`` of its own, which torch does not restore, there is no other way.
+    while it is patched, and for :func:`draw_rng_state`; no generator is touched by the second call. Checkpoints may be
+    nested, each with its own. For dropout with a ``generator`` of its own, which torch does not restore, there is no
+    other way, and all checkpoints around it must have them.
 
     Args:
         context_fn (callable, optional): another pair of contexts, around these, such as

@@ -183,7 +183,7 @@ def _convert_at_first_call():
 
     @functools.wraps(call)
     def convert_and_call(self, *arguments, **keywords):
-        if self not in seen and not torch.compiler.is_compiling():
+        if self not in seen and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             seen.update(self.modules())  # its parts are not called first
             if not isinstance(self, torch.jit.ScriptModule):
                 fastreg.convert(self)

@@ -131,7 +131,7 @@ class _Batch:
         self.step = torch.tensor([0, 8], device=device)
         return rows
 
-    def draw(self, device, generator=None, kept=False):
+    def draw(self, device, generator=None, covered=0):
         """The state of the next call, the same on all ranks."""
         if generator is not None:
             raise RuntimeError(

@@ -583,6 +583,11 @@ def test_source_that_does_not_parse(tmp_path, monkeypatch):
     assert model(torch.randn(3, 4)).shape == (3, 4)
 
 
+def test_report_of_a_model_that_is_not_converted():
+    left = fastreg.report(nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())).left
+    assert left == {"0": "BatchNorm1d has not been converted", "1": "Dropout has not been converted"}
+
+
 def test_report_tells_the_modes():
     report = fastreg.report(fastreg.convert(mlp()))
     assert [site.evaluation for site in report.fused] == [True, True, False]

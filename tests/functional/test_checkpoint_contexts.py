@@ -199,3 +199,50 @@ def test_exceptions_leave_nothing(device):
     with pytest.raises(KeyError):
         again(fails, ones(device))
     assert fastreg.rng_states.source is None
+
+
+@pytest.mark.parametrize("of_its_own", [False, True])
+@pytest.mark.parametrize("within_a_recording", [False, True])
+def test_drawn_states_are_kept(device, of_its_own, within_a_recording):
+    """Those that the function draws itself, from the device's generator or its own; a recording has none of them."""
+    generator = torch.Generator(device).manual_seed(1) if of_its_own else None
+
+    def function(x):
+        state = fastreg.draw_rng_state(device, generator)
+        return fastreg.functional.dropout(fastreg.functional.dropout(x), rng_state=state).square()
+
+    x = ones(device)
+    recording = fastreg.record_rng_states() if within_a_recording else contextlib.nullcontext([None])
+    with recording as states:
+        y = again(again, function, x)
+    assert_same_masks(x, y)
+    assert len(states) == 1
+
+
+def test_a_recording_within(device):
+    def function(x):
+        with fastreg.record_rng_states():
+            return block(x)
+
+    x = ones(device)
+    assert_same_masks(x, again(function, x))
+
+
+@pytest.mark.parametrize("inner, outer", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_generators_in_checkpoints_that_do_not_keep_states(device, inner, outer, drawn):
+    """All of those around a call must: torch restores no generator but the devices' own."""
+    generator = torch.Generator(device).manual_seed(1)
+    before = generator.get_state()
+
+    def function(x):
+        if drawn:
+            return fastreg.functional.dropout(x, rng_state=fastreg.draw_rng_state(device, generator))
+        return fastreg.functional.dropout(x, generator=generator)
+
+    def call(function, keeps, x):
+        return again(function, x) if keeps else checkpoint(function, x, use_reentrant=False)
+
+    with pytest.raises(RuntimeError, match="context_fn fastreg.checkpoint_contexts around dropout with a generator"):
+        call(functools.partial(call, function, inner), outer, ones(device))
+    assert torch.equal(generator.get_state(), before)

@@ -287,3 +287,19 @@ def test_bad_input(arguments, message):
 def test_help():
     result = run(*RUN, "--help")
     assert result.returncode == 0 and result.stdout.startswith("usage: python -m fastreg run")
+
+
+def test_tracing_a_model_that_was_not_called(tmp_path):
+    """It is traced as it is: a trace is compared with another."""
+    (tmp_path / "trace.py").write_text(
+        "import copy, torch\n"
+        "from torch import nn\n"
+        "x = torch.randn(8, 4)\n"
+        "for called in (False, True):\n"
+        "    m = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()).eval()\n"
+        "    if called: m(x); copy.deepcopy(m)\n"
+        "    torch.testing.assert_close(torch.jit.trace(m, x)(x), m(x))\n"
+        "print('traced')\n"
+    )
+    result = run(*RUN, "--convert", tmp_path / "trace.py")
+    assert result.returncode == 0 and result.stdout == "traced\n", result.stderr
