@@ -106,9 +106,9 @@ def test_one_command_renews_all(capsys, monkeypatch):
     monkeypatch.setattr(renew.subprocess, "run", lambda command, cwd: ran.append(command[2:]) or Status(0))
     assert run_command(renew.main, "--dry-run") == 0 and not ran
     assert run_command(renew.main) == 0
-    assert [command[0] for command in ran] == ["bench"] * 3 + ["bench.data", "bench.training"] * 2 + list(LAST)
-    measuring = [command for command in ran[:7] if command[0] != "bench.data"]
-    for command, main in zip(measuring, [bench] * 3 + [training] * 2, strict=True):
+    assert [command[0] for command in ran] == ["bench"] * 4 + ["bench.data", "bench.training"] * 2 + list(LAST)
+    measuring = [command for command in ran[:8] if command[0] != "bench.data"]
+    for command, main in zip(measuring, [bench] * 4 + [training] * 2, strict=True):
         with monkeypatch.context() as patch:
             patch.setattr(quiet, "check", lambda args: True)
             patch.setattr(bench.results, "prepare_folder", lambda folder: None)
@@ -119,7 +119,8 @@ def test_one_command_renews_all(capsys, monkeypatch):
     assert run_command(renew.main, "timings") == 4 and len(ran) == 1
     assert run_command(renew.main, "timing") == 2
     assert (
-        "PART must be one of timings, end-to-end, kernelbench, training, studies, got timing" in capsys.readouterr().err
+        "PART must be one of timings, users, end-to-end, kernelbench, training, studies, got timing"
+        in capsys.readouterr().err
     )
 
 
