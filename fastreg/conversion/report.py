@@ -46,7 +46,7 @@ def _described(site):
     modes = "" if site.training and site.evaluation else f", in {'training' if site.training else 'evaluation'} alone"
     keeps = f"keeps {', '.join(site.kept)}; " if site.kept else ""
     single, fused = site.accesses
-    return f"{site}{modes} ({keeps}accesses memory {fused} times for {single})"
+    return f"{site}{modes} ({keeps}accesses memory {fused} times in place of {single})"
 
 
 @dataclass

@@ -69,7 +69,7 @@ def test_kept_and_accessed(parts, kept, accesses):
     (site,) = fastreg.report(model).fused
     assert site.parts == parts
     assert (site.kept, site.accesses) == (kept, accesses)
-    line = f"(keeps {', '.join(kept)}; accesses memory {accesses[1]} times for {accesses[0]})"
+    line = f"(keeps {', '.join(kept)}; accesses memory {accesses[1]} times in place of {accesses[0]})"
     assert line in str(fastreg.report(model))
     first = nn.functional.dropout(torch.randn(SHAPE, requires_grad=True), 0.0)  # fresh, so that it may be kept
     size, y = bytes_kept(model, first, torch.randn(SHAPE, requires_grad=True))
