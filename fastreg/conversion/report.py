@@ -153,6 +153,9 @@ def _left(module: nn.Module, fused: set[nn.Module]) -> str | None:
         return f"{cls.__name__} has a forward that is not known to be drop path"
     if not layers.is_layer(module) or layers.qualified_name(cls) in layers.FROZEN_NORMS:
         return None
-    if layers.replacement(cls) is not None:
-        return f"{cls.__name__} has not been converted"
+    try:
+        if layers.replacement(cls) is not None:
+            return f"{cls.__name__} has not been converted"
+    except Unreadable as error:
+        return str(error)
     return f"{cls.__name__} is neither torch's own class nor a subclass of it that keeps its forward"
