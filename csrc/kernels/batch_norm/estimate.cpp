@@ -10,6 +10,9 @@ namespace fastreg {
 
 namespace {
 
+// All figures here are assumptions until a GPU has been measured: the data sheets and papers are named as where they
+// are remembered from, and were not looked up again.
+
 // ---- Devices ----
 
 // memory: of the vendor's data sheets, of which a copy moves about this share.
