@@ -56,7 +56,7 @@ def explain(
         ``shared_bytes`` per block; of teams, ``splits`` (blocks of one) and ``reread`` (share of the elements read once
         more, from L2). For a device that was named, ``estimate``: ``microseconds``, and what they consist of:
         ``launches``, the larger of ``memory`` and ``l2``, and ``reduction``; ``tiers``, the microseconds of each tier
-        that can do it. It is computed from data sheets and published latencies, and no measurement; the tier is not
+        that can do it. It is computed from assumed bandwidths and latencies, and no measurement; the tier is not
         chosen by it. Where the tier asked for cannot do it, ``refusal`` instead: why.
 
     Raises:
